@@ -1,0 +1,341 @@
+r"""Schedules of the coupling gamma, and converters from the units of other papers.
+
+Everywhere in entropix gamma is the coefficient of the papers on Entropy-SGD and replicated-SGD: the pull on the
+weights is gamma (x' - x). Scoping makes it grow while training goes on, so that a wide search ends in a narrow one.
+
+A schedule is a function of the step, as in Optax: of the outer step in `entropix.entropy_sgd`, of the
+number of updates in `entropix.couple_replicas`. With ``cap`` the value never exceeds it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from entropix._validation import check_integer, check_number
+
+
+def _capped(gamma: Any, cap: float | None) -> Any:
+    return gamma if cap is None else jnp.minimum(gamma, cap)
+
+
+def _check(gamma_0: float, cap: float | None) -> None:
+    check_number("gamma_0", gamma_0, at_least=0)
+    if cap is not None:
+        check_number("cap", cap, at_least=0)
+
+
+def exponential(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> optax.Schedule:
+    r"""Scoping of the Entropy-SGD paper, :math:`\gamma(t) = \gamma_0 (1 + \gamma_1)^t`.
+
+    Args:
+      gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
+      gamma_1: growth per step. Above -1; 1e-3 in the paper.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{exponential(1e-4, 1e-3)(2340):.2e}")
+      1.04e-03
+
+    Reference:
+      Chaudhari et al., Entropy-SGD, ICLR 2017, section 4.3.
+    """
+    _check(gamma_0, cap)
+    check_number("gamma_1", gamma_1, above=-1)
+    # 1.001 in float32 is off by 5e-8, and its power by t times as much: the logarithm is taken first.
+    rate = math.log1p(gamma_1)
+    return lambda step: _capped(gamma_0 * jnp.exp(rate * step), cap)
+
+
+def exponential_to(
+    gamma_0: float, factor: float, steps: int, *, cap: float | None = None
+) -> optax.Schedule:
+    r"""Exponential growth by a total factor, :math:`\gamma(t) = \gamma_0 f^{t / T}`, which goes on after T.
+
+    Args:
+      gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
+      factor: f, total growth over ``steps``. Above 0; 1e4 in the replicated-SGD code.
+      steps: T, in how many steps. At least 1.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{exponential_to(1e-3, 1e4, 100)(50):.3f}")
+      0.100
+
+    Reference:
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code.
+    """
+    _check(gamma_0, cap)
+    check_number("factor", factor, above=0)
+    check_integer("steps", steps, at_least=1)
+    rate = math.log(factor) / steps
+    return lambda step: _capped(gamma_0 * jnp.exp(rate * step), cap)
+
+
+def linear(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> optax.Schedule:
+    r"""Linear scoping, :math:`\gamma(t) = \gamma_0 (1 + \gamma_1 t)`.
+
+    Args:
+      gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
+      gamma_1: growth per step relative to the start. At least 0.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{linear(0.5, 0.1, cap=0.8)(5):.2f} {linear(0.5, 0.1, cap=0.8)(50):.2f}")
+      0.75 0.80
+
+    Reference:
+      Chaudhari et al., Entropy-SGD, ICLR 2017, section 4.3.
+    """
+    _check(gamma_0, cap)
+    check_number("gamma_1", gamma_1, at_least=0)
+    return lambda step: _capped(gamma_0 * (1 + gamma_1 * jnp.asarray(step, float)), cap)
+
+
+def quadratic(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> optax.Schedule:
+    r"""Quadratic scoping, :math:`\gamma(t) = \gamma_0 (1 + \gamma_1 t^2)`.
+
+    Args:
+      gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
+      gamma_1: growth per squared step relative to the start. At least 0.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{quadratic(0.5, 0.01)(10):.1f}")
+      1.0
+
+    Reference:
+      Chaudhari et al., Entropy-SGD, ICLR 2017, section 4.3.
+    """
+    _check(gamma_0, cap)
+    check_number("gamma_1", gamma_1, at_least=0)
+    return lambda step: _capped(gamma_0 * (1 + gamma_1 * jnp.asarray(step, float) ** 2), cap)
+
+
+def saturating(gamma_0: float, tau: float, *, cap: float | None = None) -> optax.Schedule:
+    r"""Scoping that starts at 0 and saturates, :math:`\gamma(t) = \gamma_0 (1 - e^{-\tau t})`.
+
+    Args:
+      gamma_0: coupling at the end, in units of 1 / parameter^2. At least 0.
+      tau: rate, in units of 1 / step. Above 0.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{saturating(2.0, 0.1)(0):.1f} {saturating(2.0, 0.1)(100):.1f}")
+      0.0 2.0
+
+    Reference:
+      Chaudhari et al., Entropy-SGD, ICLR 2017, section 4.3.
+    """
+    _check(gamma_0, cap)
+    check_number("tau", tau, above=0)
+    return lambda step: _capped(-gamma_0 * jnp.expm1(-tau * jnp.asarray(step, float)), cap)
+
+
+def cosine(gamma_0: float, gamma_end: float, steps: int, *, cap: float | None = None) -> optax.Schedule:
+    r"""Half a cosine from one coupling to another.
+
+    .. math:: \gamma(t) = \gamma_0 + (\gamma_T - \gamma_0) \frac{1 - \cos(\pi \min(t, T) / T)}{2}
+
+    Args:
+      gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
+      gamma_end: coupling at step T and after it, in the same units. At least 0.
+      steps: T, in how many steps. At least 1.
+      cap: largest value, None (the default) for none.
+
+    Returns:
+      A schedule of the step t.
+
+    Raises:
+      TypeError: an argument is not a number.
+      ValueError: an argument is out of its range.
+
+    Example:
+      >>> print(f"{cosine(0.0, 2.0, 10)(5):.1f} {cosine(0.0, 2.0, 10)(99):.1f}")
+      1.0 2.0
+
+    Reference:
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code.
+    """
+    _check(gamma_0, cap)
+    check_number("gamma_end", gamma_end, at_least=0)
+    check_integer("steps", steps, at_least=1)
+
+    def schedule(step: Any) -> jax.Array:
+        phase = jnp.pi * jnp.minimum(step, steps) / steps
+        return jnp.asarray(_capped(gamma_0 + (gamma_end - gamma_0) * (1 - jnp.cos(phase)) / 2, cap))
+
+    return schedule
+
+
+def automatic(loss: Any, params: optax.Params, *, axis: int = 0) -> jax.Array:
+    r"""The coupling at which pull and loss are of one size for replicas as they are now.
+
+    .. math:: \gamma_0 = \frac{f}{\frac{1}{y} \sum_a |x^a - \bar x|^2}
+
+    Use it once, at the start or after the first epoch, as gamma_0 of `exponential_to`.
+
+    Args:
+      loss: mean training loss f of the replicas, a scalar.
+      params: the replicas, stacked on ``axis`` of every leaf.
+      axis: the replica axis. Default 0.
+
+    Returns:
+      gamma_0, a scalar; infinite when all replicas are at one point.
+
+    Raises:
+      ValueError: ``params`` has no leaves.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(automatic(2.0, {"w": jnp.array([[0.0, 1.0], [0.0, 3.0]])}))
+      2.0
+
+    Reference:
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code
+      (where the coefficient is half of this gamma, see `from_sacreddnn`).
+    """
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError(f"params must hold at least one array, got {params!r}")
+    squares = [jnp.sum((x - jnp.mean(x, axis, keepdims=True)) ** 2) for x in leaves]
+    return loss / (sum(squares) / leaves[0].shape[axis])
+
+
+def from_parle(gamma: Any) -> Any:
+    """The coupling for Parle's gamma or rho, which are lengths squared: 1 / gamma.
+
+    Args:
+      gamma: gamma or rho of the Parle paper, in units of parameter^2.
+
+    Returns:
+      The coupling, in units of 1 / parameter^2.
+
+    Example:
+      >>> from_parle(100.0)
+      0.01
+
+    Reference:
+      Chaudhari et al., Parle: parallelizing stochastic gradient descent, SysML 2018.
+    """
+    return 1 / gamma
+
+
+def from_deep_relaxation(gamma: Any) -> Any:
+    """The coupling for the time gamma of the viscous Hamilton-Jacobi equation: 1 / gamma.
+
+    Args:
+      gamma: the smoothing time of the Deep Relaxation paper, in units of parameter^2.
+
+    Returns:
+      The coupling, in units of 1 / parameter^2.
+
+    Example:
+      >>> from_deep_relaxation(0.1)
+      10.0
+
+    Reference:
+      Chaudhari et al., Deep relaxation: partial differential equations for optimizing deep neural networks, 2017.
+    """
+    return 1 / gamma
+
+
+def from_easgd(alpha: Any, learning_rate: Any, *, every: int = 1) -> Any:
+    r"""The coupling for EASGD's moving rate: :math:`\gamma = \alpha / (\eta K)`, with :math:`\alpha = \eta \rho`.
+
+    Args:
+      alpha: the share of the distance to the centre that one coupling closes.
+      learning_rate: eta of the SGD that the pull goes through.
+      every: K, steps between couplings. Default 1.
+
+    Returns:
+      The coupling, in units of 1 / parameter^2: rho of the EASGD paper over K.
+
+    Raises:
+      TypeError: ``every`` is not an integer.
+      ValueError: ``every`` is below 1.
+
+    Example:
+      >>> from_easgd(0.5, 0.125, every=4)
+      1.0
+
+    Reference:
+      Zhang et al., Deep learning with Elastic Averaging SGD, NeurIPS 2015.
+    """
+    check_integer("every", every, at_least=1)
+    return alpha / (learning_rate * every)
+
+
+def from_sacreddnn(g: Any) -> Any:
+    """The coupling for the coefficient g of the released replicated-SGD code: 2 g.
+
+    Args:
+      g: the code's coefficient of mean_a |x^a - xbar|^2, which has no 1/2, in units of 1 / parameter^2.
+
+    Returns:
+      The coupling, in the same units.
+
+    Example:
+      >>> from_sacreddnn(0.25)
+      0.5
+
+    Reference:
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code (sacreddnn).
+    """
+    return 2 * g
+
+
+def from_entropy_mcmc(eta: Any) -> Any:
+    """The coupling for the variance eta of Entropy-MCMC: 1 / eta.
+
+    Args:
+      eta: variance of the Gaussian between the pair of chains, in units of parameter^2.
+
+    Returns:
+      The coupling to a potential f that is not divided by the number of examples, in units of 1 / parameter^2.
+
+    Example:
+      >>> from_entropy_mcmc(0.25)
+      4.0
+
+    Reference:
+      Li and Zhang, Entropy-MCMC: Sampling from flat basins with ease, ICLR 2024.
+    """
+    return 1 / eta

@@ -1,0 +1,86 @@
+"""The papers' algorithms once more, in float64 NumPy and written as loops, to hold the library to."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Gradient = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Momentum:
+    """Heavy-ball or Nesterov momentum; decay None is none."""
+
+    def __init__(self, decay: float | None, nesterov: bool) -> None:
+        self.decay, self.nesterov, self.velocity = decay, nesterov, 0.0
+
+    def __call__(self, d: np.ndarray) -> np.ndarray:
+        if self.decay is None:
+            return d
+        self.velocity = self.decay * self.velocity + d
+        return d + self.decay * self.velocity if self.nesterov else self.velocity
+
+
+def entropy_sgd(
+    gradient: Gradient,
+    x: np.ndarray,
+    *,
+    gradients: int,
+    inner_steps: int,
+    gamma: Callable[[int], float],
+    learning_rate: float,
+    inner_learning_rate: float,
+    ema_decay: float,
+    momentum: float | None = None,
+    inner_momentum: float | None = None,
+    weight_decay: float = 0.0,
+    debias: bool = False,
+    scale_by_gamma: bool = False,
+    reset_inner: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chaudhari et al. 2017, Algorithm 1 without noise: the last x' (or x after a full loop), and x."""
+    outer, inner = Momentum(momentum, True), Momentum(inner_momentum, True)
+    held = x
+    for outer_step in range(-(-gradients // inner_steps)):
+        if reset_inner:
+            inner = Momentum(inner_momentum, True)
+        x_prime, mu = x, x
+        for inner_step in range(inner_steps):
+            index = outer_step * inner_steps + inner_step
+            if index == gradients:
+                return held, x
+            d = gradient(x_prime, index) + weight_decay * x_prime
+            d = d + gamma(outer_step) * (x_prime - x)
+            x_prime = x_prime - inner_learning_rate * inner(d)
+            mu = ema_decay * mu + (1 - ema_decay) * x_prime
+            held = x_prime
+        direction = x - mu
+        if debias:
+            direction = direction / (1 - ema_decay**inner_steps)
+        if scale_by_gamma:
+            direction = gamma(outer_step) * direction
+        held = x = x - learning_rate * outer(direction)
+    return held, x
+
+
+def replicated_sgd(
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    replicas: np.ndarray,
+    *,
+    steps: int,
+    every: int,
+    gamma: Callable[[int], float],
+    learning_rate: float,
+    momentum: float | None = None,
+    weight_decay: float = 0.0,
+) -> np.ndarray:
+    """Pittorino et al. 2021, Algorithm 2: ``gradient(x, replica, step)``, replicas of shape (y, N)."""
+    replicas = replicas.copy()
+    optimizers = [Momentum(momentum, True) for _ in replicas]
+    for step in range(steps):
+        mean = replicas.mean(0)
+        for a, optimizer in enumerate(optimizers):
+            d = gradient(replicas[a], a, step) + weight_decay * replicas[a]
+            if step % every == 0:
+                d = d + every * gamma(step) * (replicas[a] - mean)
+            replicas[a] = replicas[a] - learning_rate * optimizer(d)
+    return replicas
