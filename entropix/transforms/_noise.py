@@ -60,22 +60,28 @@ def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
     return v * (_LINEAR + _CUBIC * v * v)
 
 
-def as_key(key: Any) -> jax.Array:
-    """A typed key from a seed, a typed key, or a key array of the old style.
+def fresh_key(key: Any) -> jax.Array:
+    """A typed key in a buffer of its own, from a seed, a typed key, or a key array of the old style."""
+    if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            jnp.copy(jax.random.key_data(key)), impl=jax.random.key_impl(key)
+        )
+    if np.ndim(key) > 0:
+        return jax.random.wrap_key_data(jnp.array(key))
+    return jax.random.key(key)
+
+
+def check_key(key: Any) -> None:
+    """Raises unless `fresh_key` makes a key of it.
 
     Raises:
-      TypeError: it is none of the three.
+      TypeError: it is neither an integer seed nor a key.
     """
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(key)
-    if isinstance(key, (jax.Array, np.ndarray)):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return jnp.asarray(key)
-        if key.dtype == jnp.uint32 and key.ndim > 0:
-            return jax.random.wrap_key_data(key)
-        if jnp.issubdtype(key.dtype, jnp.integer) and key.ndim == 0:
-            return jax.random.key(key)
-    raise TypeError(f"key must be an integer seed or a key of jax.random.key, got {key!r}")
+    dtype = getattr(key, "dtype", np.dtype(type(key)) if isinstance(key, int) else np.dtype(object))
+    is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key) or (np.ndim(key) > 0 and dtype == np.uint32)
+    is_seed = np.ndim(key) == 0 and jnp.issubdtype(dtype, jnp.integer)
+    if not (is_key or is_seed):
+        raise TypeError(f"key must be an integer seed or a key of jax.random.key, got {key!r}")
 
 
 def normal_like(key: jax.Array, tree: Any) -> Any:

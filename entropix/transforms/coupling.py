@@ -74,15 +74,18 @@ def couple_replicas(
     """
     check_number("gamma", gamma, at_least=0)
     check_integer("every", every, at_least=1)
-    if axis is None and axis_name is None:
-        raise ValueError("axis or axis_name must say where the replicas are, got None for both")
     if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
         raise TypeError(
             f"axis must be a Python integer, got {axis!r}; under optax.inject_hyperparams name it in static_args"
         )
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    names = () if axis_name is None else tuple(names)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"axis_name must be a string or a tuple of strings, got {axis_name!r}")
+    if axis is None and not names:
+        raise ValueError(
+            f"axis or axis_name must say where the replicas are, got {axis} and {axis_name!r}"
+        )
 
     def init_fn(params: optax.Params) -> CoupleReplicasState:
         warn_if_backend_is_faulty()

@@ -10,7 +10,7 @@ import optax
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._validation import check_float_leaves, check_integer, check_number
 from entropix.transforms._branch import apply_when
-from entropix.transforms._noise import as_key
+from entropix.transforms._noise import check_key, fresh_key
 from entropix.transforms.langevin import add_noise, at
 
 
@@ -136,7 +136,7 @@ def entropy_descent(
     check_number("gamma", gamma, at_least=0)
     check_number("noise_std", noise_std, at_least=0)
     check_number("ema_decay", ema_decay, at_least=0, below=1)
-    noise_key = as_key(key)
+    check_key(key)
     inner = optax.with_extra_args_support(inner)
     outer = optax.with_extra_args_support(outer)
 
@@ -146,7 +146,7 @@ def entropy_descent(
         return EntropyDescentState(
             inner_step=jnp.zeros([], jnp.int32),
             outer_step=jnp.zeros([], jnp.int32),
-            key=noise_key,
+            key=fresh_key(key),
             anchor=None if opaque else optax.tree.zeros_like(params),
             lag=None if opaque else optax.tree.zeros_like(params, dtype=accumulator_dtype),
             inner_state=optax.EmptyState() if opaque and reset_inner else inner.init(params),
@@ -251,6 +251,7 @@ def entropy_descent(
         **extra_args: Any,
     ) -> tuple[optax.Updates, EntropyDescentState]:
         del updates
+        params = _required(params)
         if grad_fn is None:
             raise ValueError("grad_fn(params, step) must be passed to update when opaque=True, got None")
 
@@ -260,7 +261,6 @@ def entropy_descent(
             inner_updates, loop = iterate(grads, params, loop, inner_step, state, extra_args)
             return optax.apply_updates(params, inner_updates), loop
 
-        params = _required(params)
         loop = start(params, state.inner_state)
         last, loop = jax.lax.fori_loop(0, inner_steps, body, (params, loop))
         outer_updates, outer_state = finish(last, loop, state, state.outer_state, extra_args)

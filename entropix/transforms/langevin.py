@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from entropix._validation import check_float_leaves, check_number
-from entropix.transforms._noise import as_key, normal_like
+from entropix.transforms._noise import check_key, fresh_key, normal_like
 
 
 class LangevinNoiseState(NamedTuple):
@@ -74,11 +74,11 @@ def langevin_noise(
       Welling and Teh, Bayesian Learning via Stochastic Gradient Langevin Dynamics, ICML 2011.
     """
     check_number("std", std, at_least=0)
-    noise_key = as_key(key)
+    check_key(key)
 
     def init_fn(params: optax.Params) -> LangevinNoiseState:
         check_float_leaves("params", params)
-        return LangevinNoiseState(step=jnp.zeros([], jnp.int32), key=noise_key)
+        return LangevinNoiseState(step=jnp.zeros([], jnp.int32), key=fresh_key(key))
 
     def update_fn(
         updates: optax.Updates, state: LangevinNoiseState, params: optax.Params | None = None
