@@ -1,9 +1,9 @@
-"""What every test runs under: eight simulated devices, strict dtypes, the CPU fault's cure."""
+"""What every test runs under: eight simulated devices, the CPU fault's cure."""
 
 import os
 
-# Both must be in the environment before jax starts its backend. The empty fusion type is the cure for
-# the wrong reductions of jax 0.10.2 on CPU (README, "A fault in jax 0.10.2").
+# Both must be in the environment before jax starts its backend. The empty fusion type is the cure
+# for the wrong reductions of jax 0.10.2 on CPU (README, "A fault in jax 0.10.2").
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -12,12 +12,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterator
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
+import jax
+import pytest
 
 
 @pytest.fixture

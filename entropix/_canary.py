@@ -1,7 +1,8 @@
 """A canary for the fault of jax 0.10.2 on CPU (jax issue 39103).
 
-That version compiles some small matrix products followed by a reduction to wrong numbers. The library cannot cure
-it, since the flag that does is read when the backend starts; it can refuse to be silent.
+That version compiles some small matrix products followed by a reduction to wrong numbers. The
+library cannot cure it, since the flag that does is read when the backend starts; it can refuse to
+be silent.
 """
 
 import functools
@@ -37,9 +38,10 @@ def warn_if_backend_is_faulty() -> None:
     if not np.allclose(computed, expected, rtol=1e-4):
         found = os.environ.get("XLA_FLAGS", "")
         warnings.warn(
-            f"jax {_FAULTY_VERSION} computes some matrix products followed by a reduction wrongly on CPU, "
-            f"and fails entropix's check of it here. Set the environment variable XLA_FLAGS to "
-            f"'{' '.join([found, _CURE]).strip()}' before Python starts, or use another version of jax.",
+            f"jax {_FAULTY_VERSION} computes some matrix products followed by a reduction wrongly "
+            "on CPU, and fails entropix's check of it here. Set the environment variable XLA_FLAGS "
+            f"to '{' '.join([found, _CURE]).strip()}' before Python starts, or use another version "
+            "of jax.",
             FaultyBackendWarning,
             stacklevel=3,
         )

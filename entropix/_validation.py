@@ -1,7 +1,8 @@
 """Checks of what a caller hands in, made when a factory is called.
 
-A hyper-parameter may be a tracer (under ``optax.inject_hyperparams`` or inside ``jit``): only Python and
-NumPy numbers, whose value is known, are checked. Each error names the argument, its value and what is accepted.
+A hyper-parameter may be a tracer (under ``optax.inject_hyperparams`` or inside ``jit``): only
+Python and NumPy numbers, whose value is known, are checked. Each error names the argument, its
+value and what is accepted.
 """
 
 from typing import Any
@@ -41,7 +42,9 @@ def check_number(
     if not isinstance(number, Known) or isinstance(number, bool):
         raise TypeError(f"{name} must be a number, got {number!r}")
     bounds = {">": above, ">=": at_least, "<": below}
-    accepted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None)
+    accepted = " and ".join(
+        f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None
+    )
     inside = (
         np.all(np.isfinite(number))
         and (above is None or np.all(number > above))

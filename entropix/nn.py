@@ -1,11 +1,10 @@
-"""The few lines that Flax users need: batch statistics of averaged weights, and the anchor of an nnx model."""
+"""What Flax users need: batch statistics of averaged weights, and the anchor of an nnx model."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from entropix.transforms.entropy import eval_params
@@ -19,18 +18,19 @@ def recompute_batch_stats(
 ) -> Any:
     r"""Batch statistics of weights that were averaged, over a stream of batches.
 
-    The running statistics of training follow the weights that the training loop holds, and fit neither the
-    anchor of Entropy-SGD nor the centre of replicas. This takes the plain average of what each batch shows,
+    The running statistics of training follow the weights that the training loop holds, and fit
+    neither the anchor of Entropy-SGD nor the centre of replicas. This takes the plain average of
+    what each batch shows,
 
     .. math:: s = \frac{1}{\sum_k n_k} \sum_k n_k s_k, \qquad
               \mathrm{apply}(s', \mathrm{batch}_k) = m s' + (1 - m) s_k,
 
-    whatever the model's momentum m, which is read off by a probe, leaf by leaf (to float32 rounding: m = 0.99 leaves
-    a relative error of about 1e-5).
+    whatever the model's momentum m, which is read off by a probe, leaf by leaf (to float32
+    rounding: m = 0.99 leaves a relative error of about 1e-5).
 
     Args:
-      apply: ``apply(batch_stats, batch)`` runs the model once on a batch, in training mode at the weights to
-        evaluate, and returns the new statistics. Pass it jitted.
+      apply: ``apply(batch_stats, batch)`` runs the model once on a batch, in training mode at the
+        weights to evaluate, and returns the new statistics. Pass it jitted.
       batch_stats: the statistics of training, any pytree; only shapes and dtypes are used.
       batches: an iterable of batches, pytrees of arrays with the examples on the first axis.
 
@@ -55,7 +55,8 @@ def recompute_batch_stats(
       [4.] [1.]
 
     Reference:
-      Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018, section 3.2.
+      Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization, UAI 2018,
+      section 3.2.
     """
     nothing = jax.tree.map(jnp.zeros_like, batch_stats)
     total, examples, kept = nothing, 0, None
@@ -73,25 +74,30 @@ def recompute_batch_stats(
         if not bool(jnp.all((momentum >= 0) & (momentum < 1))):
             where = jax.tree_util.keystr(path)
             raise ValueError(
-                f"apply must return m * batch_stats + (1 - m) * batch with 0 <= m < 1, got m = {momentum} at {where}"
+                "apply must return m * batch_stats + (1 - m) * batch with 0 <= m < 1, "
+                f"got m = {momentum} at {where}"
             )
     return jax.tree.map(lambda t, m: t / (examples * (1 - m)), total, kept)
 
 
-def eval_model(model: nnx.Module, optimizer: nnx.Optimizer, batches: Iterable[Any] = ()) -> nnx.Module:
-    """A copy of an nnx model to evaluate: the anchor's weights and their batch statistics, in eval mode.
+def eval_model(
+    model: nnx.Module, optimizer: nnx.Optimizer[Any], batches: Iterable[Any] = ()
+) -> nnx.Module:
+    """A copy of an nnx model to evaluate, with the anchor's weights and their batch statistics.
 
     Args:
       model: the model that is being trained; it is not changed.
-      optimizer: its ``nnx.Optimizer`` around a transformation that holds an `entropix.entropy_descent`.
-      batches: an iterable of inputs of the model, to recompute the batch statistics on; not needed without
-        batch normalisation.
+      optimizer: its ``nnx.Optimizer`` around a transformation that holds an
+        `entropix.entropy_descent`.
+      batches: an iterable of inputs of the model, to recompute the batch statistics on; not needed
+        without batch normalisation.
 
     Returns:
       A new model in eval mode.
 
     Raises:
-      ValueError: the optimizer holds no `entropix.entropy_descent`; the model has batch statistics and ``batches`` is empty.
+      ValueError: the optimizer holds no `entropix.entropy_descent`; the model has batch statistics
+        and ``batches`` is empty.
 
     Example:
       >>> import jax.numpy as jnp, entropix
@@ -107,19 +113,19 @@ def eval_model(model: nnx.Module, optimizer: nnx.Optimizer, batches: Iterable[An
     Reference:
       Chaudhari et al., Entropy-SGD, ICLR 2017, Algorithm 1.
     """
-    graphdef, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    opt_state: optax.OptState = nnx.pure(optimizer.opt_state)
-    params = eval_params(opt_state, nnx.pure(params))
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, batch_stats, rest = states
+    params = eval_params(nnx.as_pure(optimizer.opt_state), nnx.as_pure(params))
 
     @jax.jit
     def apply(batch_stats: Any, batch: Any) -> Any:
         running = nnx.merge(graphdef, params, batch_stats, rest, copy=True)
         running.train()
         running(batch)
-        return nnx.pure(nnx.state(running, nnx.BatchStat))
+        return nnx.as_pure(nnx.state(running, nnx.BatchStat))
 
     if jax.tree.leaves(batch_stats):
-        batch_stats = recompute_batch_stats(apply, nnx.pure(batch_stats), batches)
+        batch_stats = recompute_batch_stats(apply, nnx.as_pure(batch_stats), batches)
     evaluated = nnx.merge(graphdef, params, batch_stats, rest, copy=True)
     evaluated.eval()
     return evaluated

@@ -1,10 +1,11 @@
 r"""Schedules of the coupling gamma, and converters from the units of other papers.
 
-Everywhere in entropix gamma is the coefficient of the papers on Entropy-SGD and replicated-SGD: the pull on the
-weights is gamma (x' - x). Scoping makes it grow while training goes on, so that a wide search ends in a narrow one.
+Everywhere in entropix gamma is the coefficient of the papers on Entropy-SGD and replicated-SGD: the
+pull on the weights is gamma (x' - x). Scoping makes it grow while training goes on, so that a wide
+search ends in a narrow one.
 
-A schedule is a function of the step, as in Optax: of the outer step in `entropix.entropy_sgd`, of the
-number of updates in `entropix.couple_replicas`. With ``cap`` the value never exceeds it.
+A schedule is a function of the step, as in Optax: of the outer step in `entropix.entropy_sgd`, of
+the number of updates in `entropix.couple_replicas`. With ``cap`` the value never exceeds it.
 """
 
 import math
@@ -51,7 +52,8 @@ def exponential(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> 
     """
     _check(gamma_0, cap)
     check_number("gamma_1", gamma_1, above=-1)
-    # 1.001 in float32 is off by 5e-8, and its power by t times as much: the logarithm is taken first.
+    # 1.001 in float32 is off by 5e-8, and its power by t times as much: the logarithm is taken
+    # first.
     rate = math.log1p(gamma_1)
     return lambda step: _capped(gamma_0 * jnp.exp(rate * step), cap)
 
@@ -59,7 +61,7 @@ def exponential(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> 
 def exponential_to(
     gamma_0: float, factor: float, steps: int, *, cap: float | None = None
 ) -> optax.Schedule:
-    r"""Exponential growth by a total factor, :math:`\gamma(t) = \gamma_0 f^{t / T}`, which goes on after T.
+    r"""Exponential growth by a total factor, :math:`\gamma(t) = \gamma_0 f^{t / T}`, also after T.
 
     Args:
       gamma_0: coupling at the start, in units of 1 / parameter^2. At least 0.
@@ -79,7 +81,8 @@ def exponential_to(
       0.100
 
     Reference:
-      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code.
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021,
+      released code.
     """
     _check(gamma_0, cap)
     check_number("factor", factor, above=0)
@@ -169,7 +172,9 @@ def saturating(gamma_0: float, tau: float, *, cap: float | None = None) -> optax
     return lambda step: _capped(-gamma_0 * jnp.expm1(-tau * jnp.asarray(step, float)), cap)
 
 
-def cosine(gamma_0: float, gamma_end: float, steps: int, *, cap: float | None = None) -> optax.Schedule:
+def cosine(
+    gamma_0: float, gamma_end: float, steps: int, *, cap: float | None = None
+) -> optax.Schedule:
     r"""Half a cosine from one coupling to another.
 
     .. math:: \gamma(t) = \gamma_0 + (\gamma_T - \gamma_0) \frac{1 - \cos(\pi \min(t, T) / T)}{2}
@@ -192,7 +197,8 @@ def cosine(gamma_0: float, gamma_end: float, steps: int, *, cap: float | None = 
       1.0 2.0
 
     Reference:
-      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code.
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021,
+      released code.
     """
     _check(gamma_0, cap)
     check_number("gamma_end", gamma_end, at_least=0)
@@ -229,8 +235,8 @@ def automatic(loss: Any, params: optax.Params, *, axis: int = 0) -> jax.Array:
       2.0
 
     Reference:
-      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code
-      (where the coefficient is half of this gamma, see `from_sacreddnn`).
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021,
+      released code (where the coefficient is half of this gamma, see `from_sacreddnn`).
     """
     leaves = jax.tree.leaves(params)
     if not leaves:
@@ -272,13 +278,14 @@ def from_deep_relaxation(gamma: Any) -> Any:
       10.0
 
     Reference:
-      Chaudhari et al., Deep relaxation: partial differential equations for optimizing deep neural networks, 2017.
+      Chaudhari et al., Deep relaxation: partial differential equations for optimizing deep neural
+      networks, 2017.
     """
     return 1 / gamma
 
 
 def from_easgd(alpha: Any, learning_rate: Any, *, every: int = 1) -> Any:
-    r"""The coupling for EASGD's moving rate: :math:`\gamma = \alpha / (\eta K)`, with :math:`\alpha = \eta \rho`.
+    r"""The coupling for EASGD's moving rate alpha = eta rho: :math:`\gamma = \alpha / (\eta K)`.
 
     Args:
       alpha: the share of the distance to the centre that one coupling closes.
@@ -307,7 +314,8 @@ def from_sacreddnn(g: Any) -> Any:
     """The coupling for the coefficient g of the released replicated-SGD code: 2 g.
 
     Args:
-      g: the code's coefficient of mean_a |x^a - xbar|^2, which has no 1/2, in units of 1 / parameter^2.
+      g: the code's coefficient of mean_a |x^a - xbar|^2, which has no 1/2, in units of 1 /
+        parameter^2.
 
     Returns:
       The coupling, in the same units.
@@ -317,7 +325,8 @@ def from_sacreddnn(g: Any) -> Any:
       0.5
 
     Reference:
-      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, released code (sacreddnn).
+      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021,
+      released code (sacreddnn).
     """
     return 2 * g
 
@@ -329,7 +338,8 @@ def from_entropy_mcmc(eta: Any) -> Any:
       eta: variance of the Gaussian between the pair of chains, in units of parameter^2.
 
     Returns:
-      The coupling to a potential f that is not divided by the number of examples, in units of 1 / parameter^2.
+      The coupling to a potential f that is not divided by the number of examples, in units of 1 /
+      parameter^2.
 
     Example:
       >>> from_entropy_mcmc(0.25)

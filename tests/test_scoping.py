@@ -32,7 +32,9 @@ def test_formula(name, step):
 
 def test_exponential_keeps_its_digits_in_float32():
     """1.0001 rounded to float32 and raised to 1e5 would be off by 0.3 %."""
-    assert scoping.exponential(1e-4, 1e-4)(100_000) == pytest.approx(1e-4 * 1.0001**100_000, rel=1e-5)
+    assert scoping.exponential(1e-4, 1e-4)(100_000) == pytest.approx(
+        1e-4 * 1.0001**100_000, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("step", [0, 10, 1000])
@@ -48,7 +50,9 @@ def test_exponential_keeps_its_digits_in_float32():
     ],
 )
 def test_cap(build, arguments, step):
-    assert build(*arguments, cap=0.05)(step) == pytest.approx(min(float(build(*arguments)(step)), 0.05))
+    assert build(*arguments, cap=0.05)(step) == pytest.approx(
+        min(float(build(*arguments)(step)), 0.05)
+    )
 
 
 def test_automatic_makes_pull_and_loss_equal():

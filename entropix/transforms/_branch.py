@@ -1,7 +1,7 @@
 """Branches on the step counter that cost little when they are not taken."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,14 +12,14 @@ T = TypeVar("T")
 def apply_when(predicate: jax.Array, fn: Callable[[T], T], operand: T) -> T:
     """``fn(operand) if predicate else operand``, for a scalar predicate.
 
-    Outside ``jit`` the predicate is known, and only one side is run. Inside it is a loop of at most one trip: XLA
-    lets a loop's carry stay where it is, while ``lax.cond`` copies all that its branches pass through, which was
-    measured to cost as much as the rest of an optimizer's update.
+    Outside ``jit`` the predicate is known, and only one side is run. Inside it is a loop of at most
+    one trip: XLA lets a loop's carry stay where it is, while ``lax.cond`` copies all that its
+    branches pass through, which was measured to cost as much as the rest of an optimizer's update.
     """
     if not isinstance(predicate, jax.core.Tracer):
         return fn(operand) if predicate else operand
 
-    def body(carry: tuple[jax.Array, T]) -> tuple[jax.Array, T]:
+    def body(carry: Any) -> Any:
         pending, operand = carry
         return pending & np.False_, fn(operand)
 

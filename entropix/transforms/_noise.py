@@ -1,16 +1,18 @@
 """Standard normal numbers at the price of a few integer operations each.
 
-One threefry normal costs more than the rest of an optimizer's work on that parameter, so the noise of the
-transforms is a counter-based hash instead: the number at position i of a leaf is a function of (key, leaf, i)
-alone, needs no memory, and fuses into the loop that uses it. Three steps make it normal:
+One threefry normal costs more than the rest of an optimizer's work on that parameter, so the noise
+of the transforms is a counter-based hash instead: the number at position i of a leaf is a function
+of (key, leaf, i) alone, needs no memory, and fuses into the loop that uses it. Three steps make it
+normal:
 
 1. the population count of 32 hashed bits is Binomial(32, 1/2);
-2. a triangular number on (-1, 1) fills the gaps of the integer lattice: the zeros of its characteristic
-   function lie on the lattice's aliases, so what is left is smooth;
+2. a triangular number on (-1, 1) fills the gaps of the integer lattice: the zeros of its
+   characteristic function lie on the lattice's aliases, so what is left is smooth;
 3. the sum, centred, goes through the odd cubic that gives it variance 1 and fourth moment 3.
 
-The numbers stay inside |z| < 6.5; their distribution function is within 1.7e-4 of that of N(0, 1), tails
-included to within 6 % at 4 standard deviations. They are meant for optimization, not for cryptography.
+The numbers stay inside |z| < 6.5; their distribution function is within 1.7e-4 of that of N(0, 1),
+tails included to within 6 % at 4 standard deviations. They are meant for optimization, not for
+cryptography.
 """
 
 from typing import Any
@@ -19,12 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The root of E[w^2] = 1, E[w^4] = 3 for w = a v + b v^3, v the sum of steps 1 and 2 (exact moments).
+# The root of E[w^2] = 1, E[w^4] = 3 for w = a v + b v^3, v the sum of steps 1 and 2 (exact
+# moments).
 _LINEAR, _CUBIC = 0.3471501718, 0.00011537726594
 
 
 def _mixed(word: jax.Array, shifts: tuple[int, int, int], factors: tuple[int, int]) -> jax.Array:
-    """Two rounds of xor-shift and multiply: flipping one bit of the input flips each output bit half the time."""
+    """Xor-shift and multiply: one bit flipped in flips each bit out half the time."""
     word = word ^ (word >> np.uint32(shifts[0]))
     word = word * np.uint32(factors[0])
     word = word ^ (word >> np.uint32(shifts[1]))
@@ -55,13 +58,15 @@ def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
         return word.astype(jnp.int32).astype(jnp.float32)
 
     binomial = to_float(jax.lax.population_count(bits)) - 16
-    triangular = to_float((more_bits & np.uint32(0xFFFF)) + (more_bits >> np.uint32(16))) / 2**16 - 1
+    triangular = (
+        to_float((more_bits & np.uint32(0xFFFF)) + (more_bits >> np.uint32(16))) / 2**16 - 1
+    )
     v = binomial + triangular
     return v * (_LINEAR + _CUBIC * v * v)
 
 
 def fresh_key(key: Any) -> jax.Array:
-    """A typed key in a buffer of its own, from a seed, a typed key, or a key array of the old style."""
+    """A typed key in a buffer of its own, from a seed, a typed key, or an old-style key array."""
     if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(
             jnp.copy(jax.random.key_data(key)), impl=jax.random.key_impl(key)
@@ -86,7 +91,10 @@ def check_key(key: Any) -> None:
 
 def normal_like(key: jax.Array, tree: Any) -> Any:
     """Independent standard normal numbers in the shapes, dtypes and shardings of ``tree``."""
-    leaves, treedef = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(tree)
     seeds = jax.random.bits(key, (len(leaves), 2), jnp.uint32)
-    noise = [_standard_normal(seed, leaf).astype(leaf.dtype) for seed, leaf in zip(seeds, leaves)]
-    return treedef.unflatten(noise)
+    noise = [
+        _standard_normal(seed, leaf).astype(leaf.dtype)
+        for seed, leaf in zip(seeds, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), noise)

@@ -1,6 +1,6 @@
 """Replicated SGD: several copies of a network, pulled towards their mean."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,30 +33,32 @@ def couple_replicas(
     .. math:: d^a \leftarrow d^a + K \gamma (x^a - \bar x), \qquad \bar x = \frac{1}{y} \sum_a x^a,
               \qquad \text{on every step } t \equiv 0 \pmod K
 
-    The mean is that of the weights before the step, and no gradient goes through it. Put it first in a
-    chain, so that the pull goes through the momentum like the gradient:
+    The mean is that of the weights before the step, and no gradient goes through it. Put it first
+    in a chain, so that the pull goes through the momentum like the gradient:
     ``optax.chain(couple_replicas(gamma, axis=0), optax.adam(1e-3))`` is replicated Adam. Wrap it in
     ``optax.masked`` to couple some layers only.
 
-    Say where the replicas are by ``axis``, by ``axis_name``, or by both when some of them are stacked here and the
-    rest is elsewhere. On the K - 1 uncoupled steps nothing is averaged and nothing travels between devices.
+    Say where the replicas are by ``axis``, by ``axis_name``, or by both when some of them are
+    stacked here and the rest is elsewhere. On the K - 1 uncoupled steps nothing is averaged and
+    nothing travels between devices.
 
     Args:
-      gamma: coupling of the paper, in units of 1 / parameter^2, or a schedule of the number of updates made.
-        At least 0. See `entropix.scoping` for schedules and the units of other papers.
+      gamma: coupling of the paper, in units of 1 / parameter^2, or a schedule of the number of
+        updates made. At least 0. See `entropix.scoping` for schedules and the units of other
+        papers.
       every: K, steps between couplings. At least 1, default 1.
       axis: the axis of every leaf along which the replicas are stacked.
-      axis_name: name, or tuple of names, of the mapped axes (``vmap``, ``pmap``, ``shard_map``) along
-        which the step, written for one replica, is mapped.
+      axis_name: name, or tuple of names, of the mapped axes (``vmap``, ``pmap``, ``shard_map``)
+        along which the step, written for one replica, is mapped.
 
     Returns:
       An ``optax.GradientTransformation`` with state `CoupleReplicasState`.
 
     Raises:
       TypeError: an argument or a parameter is of the wrong type.
-      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; a leaf lacks the
-        axis; the leaves disagree on its length; there is one replica only; the name is of no mapped axis;
-        ``update`` without params.
+      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; a
+        leaf lacks the axis; the leaves disagree on its length; there is one replica only; the name
+        is of no mapped axis; ``update`` without params.
 
     Example:
       Two replicas of one weight, without a gradient, meet at their mean:
@@ -76,11 +78,11 @@ def couple_replicas(
     check_integer("every", every, at_least=1)
     if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
         raise TypeError(
-            f"axis must be a Python integer, got {axis!r}; under optax.inject_hyperparams name it in static_args"
+            f"axis must be a Python integer, got {axis!r}; "
+            "under optax.inject_hyperparams name it in static_args"
         )
-    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
-    names = () if axis_name is None else tuple(names)
-    if not all(isinstance(name, str) for name in names):
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name or ()
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"axis_name must be a string or a tuple of strings, got {axis_name!r}")
     if axis is None and not names:
         raise ValueError(
@@ -127,13 +129,14 @@ def couple_replicas(
 
 
 def _check_stack(params: optax.Params, axis: int, *, alone: bool) -> None:
-    """Raises unless every leaf has the axis, of one length; of 2 or more when no mapped axis adds replicas."""
+    """Raises unless every leaf has the axis, of one length, and of 2 or more where it is alone."""
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         where = f"params{jax.tree_util.keystr(path)}"
         if not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
-                f"axis {axis} must be the replica axis of every leaf, but {where} has shape {leaf.shape}"
+                f"axis {axis} must be the replica axis of every leaf, "
+                f"but {where} has shape {leaf.shape}"
             )
         lengths[where] = leaf.shape[axis]
     if len(set(lengths.values())) > 1:
@@ -143,7 +146,7 @@ def _check_stack(params: optax.Params, axis: int, *, alone: bool) -> None:
 
 
 def _check_names(names: tuple[str, ...], *, alone: bool) -> None:
-    """Raises unless every name is of a mapped axis; together of 2 or more when no stack adds replicas."""
+    """Raises unless every name is of a mapped axis, together of 2 or more where they are alone."""
     size = 1
     for name in names:
         try:
@@ -168,21 +171,23 @@ def replicated_sgd(
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
-    r"""Replicated SGD: y copies of a network, each with its own mini-batches, coupled every K steps.
+    r"""Replicated SGD: y copies of a network on their own mini-batches, coupled every K steps.
 
     .. math:: d^a &= \nabla f(x^a) + K \gamma (x^a - \bar x) [t \equiv 0 \bmod K] + \lambda x^a \\
               x^a &\leftarrow \mathrm{SGD}(x^a, d^a)
 
-    The robust network to evaluate is the centre :math:`\bar x`: the mean over ``axis``, with batch statistics
-    recomputed by `entropix.nn.recompute_batch_stats`.
+    The robust network to evaluate is the centre :math:`\bar x`: the mean over ``axis``, with batch
+    statistics recomputed by `entropix.nn.recompute_batch_stats`.
 
     Args:
       learning_rate: step size, a number or a schedule of the number of updates made.
       gamma: coupling, a number or a schedule of the number of updates made. At least 0.
       every: K, steps between couplings. Default 10.
-      momentum: decay of the momentum that gradient, pull and weight decay go through, or None. Default 0.9.
+      momentum: decay of the momentum that gradient, pull and weight decay go through, or None.
+        Default 0.9.
       nesterov: whether the momentum is Nesterov's. Default True.
-      weight_decay: lambda, in units of 1 / parameter^2, the same for one replica as for plain SGD. Default 0.
+      weight_decay: lambda, in units of 1 / parameter^2, the same for one replica as for plain SGD.
+        Default 0.
       axis: the axis of every leaf along which the replicas are stacked.
       axis_name: name, or tuple of names, of the mapped axes of the replicas. See `couple_replicas`.
 
@@ -209,8 +214,9 @@ def replicated_sgd(
 
     Reference:
       Pittorino et al., `Entropic gradient descent algorithms and wide flat minima
-      <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 2. Their released code multiplies the effective
-      weight decay by y and counts gamma in half units (`entropix.scoping.from_sacreddnn`).
+      <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 2. Their released code multiplies
+      the effective weight decay by y and counts gamma in half units
+      (`entropix.scoping.from_sacreddnn`).
     """
     check_number("learning_rate", learning_rate, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)

@@ -21,7 +21,8 @@ class EntropyDescentState(NamedTuple):
       inner_step: position l in the inner loop, 0 <= l < L. # shape=(), dtype=int32
       outer_step: number t of outer steps made. # shape=(), dtype=int32
       key: the typed key that the noise of every inner step is derived from.
-      anchor: the weights x that the inner loop started from; meaningful while inner_step > 0. None when opaque.
+      anchor: the weights x that the inner loop started from; meaningful while inner_step > 0. None
+        when opaque.
       lag: x' - mu, how far the running average mu trails the inner iterate. None when opaque.
       inner_state: state of the inner optimizer. Empty when opaque and reset at every outer step.
       outer_state: state of the outer optimizer.
@@ -74,43 +75,47 @@ def entropy_descent(
 
     after which :math:`x \leftarrow \mathrm{outer}(x, x - \mu)`.
 
-    **Transparent use** (the default): one ``update`` per gradient, as for every Optax optimizer. The
-    parameters that the training loop holds are x', and `eval_params` gives x. Each L-th update merges the
-    outer step into the last inner one, so that no gradient is wasted.
+    **Transparent use** (the default): one ``update`` per gradient, as for every Optax optimizer.
+    The parameters that the training loop holds are x', and `eval_params` gives x. Each L-th update
+    merges the outer step into the last inner one, so that no gradient is wasted.
 
     **Opaque use** (``opaque=True``): one ``update`` per outer step. The extra argument
-    ``grad_fn(params, step)`` is called for step = 0, ..., L - 1 inside one loop, and the parameters of the
-    training loop are x. The ``updates`` argument is not looked at: pass the parameters, and no gradient is wasted.
-    For models with side effects such as batch statistics; not for use inside ``optax.masked`` or ``optax.flatten``, where
-    ``grad_fn`` would be handed a tree that the model does not know.
+    ``grad_fn(params, step)`` is called for step = 0, ..., L - 1 inside one loop, and the parameters
+    of the training loop are x. The ``updates`` argument is not looked at: pass the parameters, and
+    no gradient is wasted. For models with side effects such as batch statistics; not for use inside
+    ``optax.masked`` or ``optax.flatten``, where ``grad_fn`` would be handed a tree that the model
+    does not know.
 
     Args:
       outer: optimizer of x, fed with x - mu. Its schedules count outer steps.
       inner: optimizer of x', fed with d. It gets ``outer_step`` as an extra argument.
       inner_steps: L, gradients per outer step. At least 1.
-      gamma: coupling (scope) of the paper, in units of 1 / parameter^2, or a schedule of the outer step. At
-        least 0. See `entropix.scoping`.
-      noise_std: standard deviation s of the noise of one inner step, in units of the parameters, or a
-        schedule of the outer step. At least 0, default 0.
-      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1. Default 0.75: each new iterate has
-        weight 0.25, as in the released code.
-      debias: whether to divide x - mu by 1 - alpha^L, which takes out the weight that the start x still has
-        in mu (24 % at L = 5, 0.3 % at L = 20). Default False.
-      scale_by_gamma: whether the outer optimizer is fed with gamma (x - mu), the gradient itself. Default
+      gamma: coupling (scope) of the paper, in units of 1 / parameter^2, or a schedule of the outer
+        step. At least 0. See `entropix.scoping`.
+      noise_std: standard deviation s of the noise of one inner step, in units of the parameters, or
+        a schedule of the outer step. At least 0, default 0.
+      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1. Default 0.75: each new
+        iterate has weight 0.25, as in the released code.
+      debias: whether to divide x - mu by 1 - alpha^L, which takes out the weight that the start x
+        still has in mu (24 % at L = 5, 0.3 % at L = 20). Default False.
+      scale_by_gamma: whether the outer optimizer is fed with gamma (x - mu), the gradient itself.
+        Default
         False: gamma's growth would fight the learning rate's decay.
       reset_inner: whether the inner optimizer starts afresh at every outer step. Default True.
       opaque: see above. Default False.
-      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0. Replicas under ``vmap``
-        need a key each, see `langevin_noise`.
-      accumulator_dtype: dtype of the running average; None (the default) means that of the parameters.
+      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0. Replicas under
+        ``vmap`` need a key each, see `langevin_noise`.
+      accumulator_dtype: dtype of the running average; None (the default) means that of the
+        parameters.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`. Extra arguments of
-      ``update`` reach both optimizers.
+      An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`. Extra arguments
+      of ``update`` reach both optimizers.
 
     Raises:
       TypeError: an argument or a parameter is of the wrong type.
-      ValueError: an argument is out of its range; ``update`` without params; opaque without ``grad_fn``.
+      ValueError: an argument is out of its range; ``update`` without params; opaque without
+        ``grad_fn``.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, entropix
@@ -129,8 +134,9 @@ def entropy_descent(
 
     Reference:
       Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
-      <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, Algorithm 1; Pittorino et al., `Entropic gradient
-      descent algorithms and wide flat minima <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 1.
+      <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, Algorithm 1; Pittorino et al., `Entropic
+      gradient descent algorithms and wide flat minima <https://arxiv.org/abs/2006.07897>`_, ICLR
+      2021, Algorithm 1.
     """
     check_integer("inner_steps", inner_steps, at_least=1)
     check_number("gamma", gamma, at_least=0)
@@ -154,7 +160,7 @@ def entropy_descent(
         )
 
     def start(params: optax.Params, inner_state: optax.OptState) -> _Loop:
-        """x' = mu = x."""
+        """X' = mu = x."""
         return _Loop(
             anchor=jax.tree.map(jnp.copy, params),
             lag=optax.tree.zeros_like(params, dtype=accumulator_dtype),
@@ -181,9 +187,12 @@ def entropy_descent(
         noise_step = state.outer_step * inner_steps + inner_step
         noise_key = jax.random.fold_in(state.key, noise_step)
         updates = add_noise(updates, noise_key, at(noise_std, state.outer_step))
-        # mu <- alpha mu + (1 - alpha) x' in terms of x' - mu, which needs neither mu nor the anchor.
+        # mu <- alpha mu + (1 - alpha) x' in terms of x' - mu, which needs neither mu nor the
+        # anchor.
         lag = jax.tree.map(
-            lambda e, u: jnp.asarray(ema_decay, e.dtype) * (e + u.astype(e.dtype)), loop.lag, updates
+            lambda e, u: jnp.asarray(ema_decay, e.dtype) * (e + u.astype(e.dtype)),
+            loop.lag,
+            updates,
         )
         return updates, _Loop(loop.anchor, lag, inner_state)
 
@@ -198,11 +207,12 @@ def entropy_descent(
         factor = 1 / (1 - ema_decay**inner_steps) if debias else 1
         if scale_by_gamma:
             factor = factor * at(gamma, state.outer_step)
-        direction = jax.tree.map(
-            lambda a, x, e: (jnp.asarray(factor, e.dtype) * ((a - x).astype(e.dtype) + e)).astype(a.dtype),
-            loop.anchor, params, loop.lag,
-        )  # fmt: skip
-        return outer.update(direction, outer_state, loop.anchor, **extra_args)
+
+        def direction(a: jax.Array, x: jax.Array, e: jax.Array) -> jax.Array:
+            return (jnp.asarray(factor, e.dtype) * ((a - x).astype(e.dtype) + e)).astype(a.dtype)
+
+        directions = jax.tree.map(direction, loop.anchor, params, loop.lag)
+        return outer.update(directions, outer_state, loop.anchor, **extra_args)
 
     def transparent_update_fn(
         updates: optax.Updates,
@@ -220,7 +230,9 @@ def entropy_descent(
         )
         inner_updates, loop = iterate(updates, params, loop, state.inner_step, state, extra_args)
 
-        def close(carry: tuple[optax.Updates, optax.OptState]) -> tuple[optax.Updates, optax.OptState]:
+        def close(
+            carry: tuple[optax.Updates, optax.OptState],
+        ) -> tuple[optax.Updates, optax.OptState]:
             inner_updates, outer_state = carry
             last = optax.apply_updates(params, inner_updates)
             outer_updates, outer_state = finish(last, loop, state, outer_state, extra_args)
@@ -253,7 +265,9 @@ def entropy_descent(
         del updates
         params = _required(params)
         if grad_fn is None:
-            raise ValueError("grad_fn(params, step) must be passed to update when opaque=True, got None")
+            raise ValueError(
+                "grad_fn(params, step) must be passed to update when opaque=True, got None"
+            )
 
         def body(inner_step: jax.Array, carry: tuple[Any, _Loop]) -> tuple[Any, _Loop]:
             params, loop = carry
@@ -277,15 +291,18 @@ def entropy_descent(
 
 def _required(params: optax.Params | None) -> optax.Params:
     if params is None:
-        raise ValueError("params must be passed to update: tx.update(grads, state, params), got None")
+        raise ValueError(
+            "params must be passed to update: tx.update(grads, state, params), got None"
+        )
     return params
 
 
 def eval_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     """The weights to evaluate: the anchor x of every `entropy_descent` found in an optimizer state.
 
-    In transparent use the training loop holds the inner iterate x'. This gives x wherever the state sits: in a chain, under
-    ``masked``, ``partition``, ``MultiSteps``, ``inject_hyperparams``, with or without a leading axis of
+    In transparent use the training loop holds the inner iterate x'. This gives x wherever the state
+    sits: in a chain, under ``masked``, ``partition``, ``MultiSteps``, ``inject_hyperparams``, with
+      or without a leading axis of
     replicas. Leaves that no `entropy_descent` touches are those of ``params``.
 
     Args:
@@ -325,7 +342,7 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
 
 
 def _anchor_or(anchor: Any, held: jax.Array, starts: jax.Array) -> jax.Array:
-    """The anchor inside an inner loop; the leaf held by the training loop at its start, or where masked out."""
+    """The anchor, but the leaf held by the training loop at a loop's start or where masked out."""
     if isinstance(anchor, optax.MaskedNode):
         return held
     replica_axes = jnp.reshape(starts, starts.shape + (1,) * (held.ndim - starts.ndim))

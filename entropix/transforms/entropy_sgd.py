@@ -45,7 +45,7 @@ def _inner_sgd(
     nesterov: bool,
     weight_decay: float,
 ) -> _InnerLoop:
-    """SGD with pull and weight decay inside the momentum; noise of std sqrt(eta') eps outside it."""
+    """SGD with pull and weight decay inside the momentum; noise sqrt(eta') eps outside it."""
     check_number("inner_learning_rate", learning_rate, at_least=0)
     check_number("noise", noise, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)
@@ -87,23 +87,24 @@ def entropy_sgd(
     L times, from x' = mu = x, with v = 0 at the start:
 
     .. math:: d &= \nabla f(x') + \lambda x' + \gamma (x' - x) \\
-              x' &\leftarrow x' - \eta' \, \mathrm{momentum}(d) + \sqrt{\eta'} \epsilon z, \quad z \sim N(0, I) \\
-              \mu &\leftarrow \alpha \mu + (1 - \alpha) x'
+              x' &\leftarrow x' - \eta' \, \mathrm{momentum}(d) + \sqrt{\eta'} \epsilon z, \quad z
+              \sim N(0, I) \\ \mu &\leftarrow \alpha \mu + (1 - \alpha) x'
 
-    then :math:`x \leftarrow x - \eta \, \mathrm{momentum}(x - \mu)`. One ``update`` per gradient; evaluate
-    at ``eval_params(opt_state, params)``. The defaults are those of the paper's MNIST experiments with the
-    noise of its released code, where x - mu stands for the gradient and the learning rate starts at 1.
+    then :math:`x \leftarrow x - \eta \, \mathrm{momentum}(x - \mu)`. One ``update`` per gradient;
+    evaluate at ``eval_params(opt_state, params)``. The defaults are those of the paper's MNIST
+    experiments with the noise of its released code, where x - mu stands for the gradient and the
+    learning rate starts at 1.
 
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
-      inner_learning_rate: eta' of the paper, step size of x', a number or a schedule of the outer step. The
-        paper finds that annealing it does harm. Default 0.1.
+      inner_learning_rate: eta' of the paper, step size of x', a number or a schedule of the outer
+        step. The paper finds that annealing it does harm. Default 0.1.
       inner_steps: L, gradients per outer step. At least 1, default 20.
-      gamma: scope, in units of 1 / parameter^2, a number or a schedule of the outer step. At least 0,
-        default 1e-4.
-      noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta') epsilon,
-        the paper's text (its released code adds sqrt(2 eta') epsilon: multiply by 1.41 to match). A number
-        or a schedule of the outer step. At least 0, default 1e-4.
+      gamma: scope, in units of 1 / parameter^2, a number or a schedule of the outer step. At least
+        0, default 1e-4.
+      noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
+        epsilon, the paper's text (its released code adds sqrt(2 eta') epsilon: multiply by 1.41 to
+        match). A number or a schedule of the outer step. At least 0, default 1e-4.
       ema_decay: alpha, the weight of the old average. Default 0.75.
       momentum: decay of the outer momentum, or None for none. Default 0.9.
       inner_momentum: decay of the inner momentum, or None for none. Default 0.9.
@@ -137,8 +138,9 @@ def entropy_sgd(
 
     Reference:
       Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
-      <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, Algorithm 1; Pittorino et al., `Entropic gradient
-      descent algorithms and wide flat minima <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 1.
+      <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, Algorithm 1; Pittorino et al., `Entropic
+      gradient descent algorithms and wide flat minima <https://arxiv.org/abs/2006.07897>`_, ICLR
+      2021, Algorithm 1.
     """
     check_number("learning_rate", learning_rate, at_least=0)
     inner = _inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)

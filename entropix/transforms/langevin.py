@@ -28,7 +28,7 @@ def at(hyperparameter: optax.ScalarOrSchedule, step: jax.Array) -> Any:
 
 
 def add_noise(tree: Any, key: jax.Array, std: Any) -> Any:
-    """``tree + std * N(0, I)``, each leaf in its own dtype; a ``std`` known to be 0 costs nothing."""
+    """``tree + std * N(0, I)`` in each leaf's dtype; a ``std`` known to be 0 costs nothing."""
     if isinstance(std, (int, float)) and std == 0:
         return tree
     return jax.tree.map(
@@ -43,23 +43,25 @@ def langevin_noise(
 
     .. math:: u_t \leftarrow u_t + s_t z_t, \qquad z_t \sim N(0, I)
 
-    Put it last in a chain, after the learning rate and outside every momentum. The noise of step t is a
-    function of (key, t) alone, so a resumed run repeats it bit for bit. It comes from a counter-based hash
-    (see `entropix.transforms._noise`) that costs a small fraction of ``jax.random.normal``.
+    Put it last in a chain, after the learning rate and outside every momentum. The noise of step t
+    is a function of (key, t) alone, so a resumed run repeats it bit for bit. It comes from a
+    counter-based hash (see `entropix.transforms._noise`) that costs a small fraction of
+    ``jax.random.normal``.
 
     Under ``vmap`` each replica needs a key of its own, or all of them see the same noise:
     ``jax.vmap(lambda key, params: langevin_noise(std, key=key).init(params))(keys, params)``.
 
     Args:
-      std: standard deviation s_t per coordinate, in units of the parameters, or a schedule of the number
-        of updates made. At least 0.
+      std: standard deviation s_t per coordinate, in units of the parameters, or a schedule of the
+        number of updates made. At least 0.
       key: an integer seed or a key of ``jax.random.key``. Default 0.
 
     Returns:
       An ``optax.GradientTransformation`` with state `LangevinNoiseState`.
 
     Raises:
-      TypeError: ``std`` is not a number or schedule, ``key`` is not a key, or a parameter is not a float.
+      TypeError: ``std`` is not a number or schedule, ``key`` is not a key, or a parameter is not a
+        float.
       ValueError: ``std`` is negative or not finite.
 
     Example:
@@ -101,9 +103,9 @@ def sgld(
 
     .. math:: x \leftarrow x - \eta \nabla f(x) + \sqrt{2 \eta T} \, z, \qquad z \sim N(0, I)
 
-    With small steps and exact gradients it samples :math:`p(x) \propto e^{-f(x)/T}`. Here f is what the
-    gradients passed to ``update`` are the gradients of: with the mean loss over n examples, the posterior of
-    Welling and Teh is T = 1/n, and their step size is :math:`\epsilon = 2 \eta / n`.
+    With small steps and exact gradients it samples :math:`p(x) \propto e^{-f(x)/T}`. Here f is what
+    the gradients passed to ``update`` are the gradients of: with the mean loss over n examples, the
+    posterior of Welling and Teh is T = 1/n, and their step size is :math:`\epsilon = 2 \eta / n`.
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule of the number of updates made. At least 0.
@@ -132,7 +134,8 @@ def sgld(
       0.5
 
     Reference:
-      Welling and Teh, Bayesian Learning via Stochastic Gradient Langevin Dynamics, ICML 2011, eq. (4).
+      Welling and Teh, Bayesian Learning via Stochastic Gradient Langevin Dynamics, ICML 2011, eq.
+      (4).
     """
     check_number("learning_rate", learning_rate, at_least=0)
     check_number("temperature", temperature, at_least=0)
@@ -140,6 +143,4 @@ def sgld(
     def std(step: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.asarray(2.0 * at(learning_rate, step) * at(temperature, step)))
 
-    return optax.chain(
-        optax.scale_by_learning_rate(learning_rate), langevin_noise(std, key=key)
-    )
+    return optax.chain(optax.scale_by_learning_rate(learning_rate), langevin_noise(std, key=key))

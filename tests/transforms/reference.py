@@ -1,4 +1,4 @@
-"""The papers' algorithms once more, in float64 NumPy and written as loops, to hold the library to."""
+"""The papers' algorithms as float64 NumPy loops, to hold the library to."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def entropy_sgd(
     scale_by_gamma: bool = False,
     reset_inner: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chaudhari et al. 2017, Algorithm 1 without noise: the last x' (or x after a full loop), and x."""
+    """Chaudhari et al. 2017, Algorithm 1 without noise: x' (x after a full loop), and x."""
     outer, inner = Momentum(momentum, True), Momentum(inner_momentum, True)
     held = x
     for outer_step in range(-(-gradients // inner_steps)):
@@ -73,7 +73,7 @@ def replicated_sgd(
     momentum: float | None = None,
     weight_decay: float = 0.0,
 ) -> np.ndarray:
-    """Pittorino et al. 2021, Algorithm 2: ``gradient(x, replica, step)``, replicas of shape (y, N)."""
+    """Pittorino et al. 2021, Algorithm 2: ``gradient(x, replica, step)``, replicas (y, N)."""
     replicas = replicas.copy()
     optimizers = [Momentum(momentum, True) for _ in replicas]
     for step in range(steps):

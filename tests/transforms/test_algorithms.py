@@ -1,4 +1,4 @@
-"""Entropy-SGD and replicated-SGD against a NumPy transcription of the papers, to 1e-9 over 80 gradients."""
+"""Both algorithms against a NumPy transcription of the papers, to 1e-9 over 80 gradients."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def as_tree(x):
 
 def as_vector(tree):
     b = tree["b"]
-    return np.concatenate([tree["a"], b.reshape(b.shape[:-2] + (3,))], axis=-1)
+    return np.concatenate([tree["a"], b.reshape((*b.shape[:-2], 3))], axis=-1)
 
 
 def batch_of(replica, index):
@@ -102,7 +102,9 @@ def test_entropy_sgd_transparent(case, schedule, steps):
         gradients=steps, **entropy_arguments(case, np_gamma),
     )  # fmt: skip
     np.testing.assert_allclose(as_vector(held), expected_held, **LAWS)
-    np.testing.assert_allclose(as_vector(entropix.eval_params(state, held)), expected_anchor, **LAWS)
+    np.testing.assert_allclose(
+        as_vector(entropix.eval_params(state, held)), expected_anchor, **LAWS
+    )
     assert np.abs(as_vector(held) - START).max() > 0.1
 
 
@@ -231,7 +233,9 @@ def stacked(tx, starts):
         return (optax.apply_updates(params, updates), state), None
 
     start = as_tree(starts)
-    return jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), jnp.arange(GRADIENTS))[0])()[0]
+    return jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), jnp.arange(GRADIENTS))[0])()[
+        0
+    ]
 
 
 @pytest.mark.parametrize(("case", "schedule"), list(itertools.product(REPLICATED, SCHEDULES)))
@@ -257,7 +261,10 @@ def test_replicated_sgd_named_axis(case, mapped):
         mapped_run = jax.pmap(run, axis_name="replica", devices=jax.devices()[:REPLICAS])
     else:
         mesh = jax.make_mesh(
-            (REPLICAS,), ("replica",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:REPLICAS]
+            (REPLICAS,),
+            ("replica",),
+            (jax.sharding.AxisType.Auto,),
+            devices=jax.devices()[:REPLICAS],
         )
 
         def on_shard(start, replica):
@@ -284,7 +291,7 @@ def test_replicated_sgd_stacked_here_and_mapped_elsewhere(case):
 
         return jax.lax.scan(step, (start, tx.init(start)), jnp.arange(GRADIENTS))[0][0]
 
-    grouped = jax.tree.map(lambda x: x.reshape((2, 2) + x.shape[1:]), as_tree(replica_starts()))
+    grouped = jax.tree.map(lambda x: x.reshape((2, 2, *x.shape[1:])), as_tree(replica_starts()))
     replicas = jnp.arange(REPLICAS).reshape(2, 2)
     pmapped = jax.pmap(run, axis_name="group", devices=jax.devices()[:2])
     actual = as_vector(jax.device_get(pmapped(grouped, replicas))).reshape(REPLICAS, DIM)
@@ -293,9 +300,11 @@ def test_replicated_sgd_stacked_here_and_mapped_elsewhere(case):
 
 def test_replicated_sgd_over_two_nested_names():
     gamma, np_gamma = SCHEDULES["scoped"]
-    tx = entropix.replicated_sgd(axis_name=("group", "member"), **replicated_arguments("nesterov", gamma))
+    tx = entropix.replicated_sgd(
+        axis_name=("group", "member"), **replicated_arguments("nesterov", gamma)
+    )
     run = jax.vmap(jax.vmap(one_replica(tx), axis_name="member"), axis_name="group")
-    grouped = jax.tree.map(lambda x: x.reshape((2, 2) + x.shape[1:]), as_tree(replica_starts()))
+    grouped = jax.tree.map(lambda x: x.reshape((2, 2, *x.shape[1:])), as_tree(replica_starts()))
     actual = as_vector(jax.jit(run)(grouped, jnp.arange(REPLICAS).reshape(2, 2)))
     np.testing.assert_allclose(
         actual.reshape(REPLICAS, DIM), expected_replicas("nesterov", np_gamma), **LAWS
@@ -325,5 +334,7 @@ def test_some_layers_only_can_be_coupled():
     starts = as_tree(replica_starts())
     zeros = jax.tree.map(jnp.zeros_like, starts)
     updates, _ = tx.update(zeros, tx.init(starts), starts)
-    np.testing.assert_allclose(updates["a"], -0.05 * (starts["a"] - starts["a"].mean(0)[None]), atol=1e-15)
+    np.testing.assert_allclose(
+        updates["a"], -0.05 * (starts["a"] - starts["a"].mean(0)[None]), atol=1e-15
+    )
     np.testing.assert_array_equal(updates["b"], 0.0)

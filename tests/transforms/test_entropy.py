@@ -22,8 +22,8 @@ def test_direction_on_a_quadratic_is_the_local_entropy_gradient(x64):
     def mean_direction(key):
         """x - mu, by an outer SGD of rate 1, with a long memory of 1 / (1 - alpha) steps."""
         tx = entropix.entropy_descent(
-            optax.sgd(1.0), optax.sgd(rate), inner_steps=6000, gamma=gamma, opaque=True, debias=True,
-            noise_std=(2 * rate * temperature) ** 0.5, ema_decay=1 - 1 / 1500, key=key,
+            optax.sgd(1.0), optax.sgd(rate), inner_steps=6000, gamma=gamma, opaque=True,
+            debias=True, noise_std=(2 * rate * temperature) ** 0.5, ema_decay=1 - 1 / 1500, key=key,
         )  # fmt: skip
         updates, _ = tx.update(x, tx.init(x), x, grad_fn=lambda params, step: hessian @ params)
         return -updates
@@ -45,7 +45,7 @@ def test_direction_on_a_quadratic_is_the_local_entropy_gradient(x64):
     lambda tx: optax.apply_if_finite(tx, 2),
     lambda tx: optax.masked(tx, {"a": True, "b": True}),
     lambda tx: optax.partition({"it": tx}, {"a": "it", "b": "it"}),
-    lambda tx: optax.inject_hyperparams(lambda scale: optax.chain(optax.scale(scale), tx))(scale=1.0),
+    lambda tx: optax.inject_hyperparams(lambda s: optax.chain(optax.scale(s), tx))(s=1.0),
 ])  # fmt: skip
 def test_eval_params_finds_the_anchor_in_any_wrapper(wrap):
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}
@@ -115,7 +115,7 @@ def test_accumulator_dtype_keeps_small_steps_in_bfloat16():
             inner_momentum=None, ema_decay=0.99, accumulator_dtype=accumulator_dtype, opaque=True,
         )  # fmt: skip
         x = jnp.zeros(1, jnp.bfloat16)
-        updates, state = tx.update(x, tx.init(x), x, grad_fn=lambda p, i: -jnp.ones_like(p))
+        updates, _ = tx.update(x, tx.init(x), x, grad_fn=lambda p, i: -jnp.ones_like(p))
         return float(updates[0])
 
     exact = sum(0.01 * 0.99 ** (49 - step) * rate * (step + 1) for step in range(50))

@@ -24,11 +24,27 @@ SGD = optax.sgd(0.1)
         ({"ema_decay": 1}, ValueError, "ema_decay must be finite and >= 0 and < 1, got 1"),
         ({"ema_decay": -0.5}, ValueError, "ema_decay must be finite and >= 0 and < 1, got -0.5"),
         ({"noise": -1e-4}, ValueError, "noise must be finite and >= 0, got -0.0001"),
-        ({"inner_learning_rate": -1}, ValueError, "inner_learning_rate must be finite and >= 0, got -1"),
-        ({"learning_rate": float("inf")}, ValueError, "learning_rate must be finite and >= 0, got inf"),
+        (
+            {"inner_learning_rate": -1},
+            ValueError,
+            "inner_learning_rate must be finite and >= 0, got -1",
+        ),
+        (
+            {"learning_rate": float("inf")},
+            ValueError,
+            "learning_rate must be finite and >= 0, got inf",
+        ),
         ({"weight_decay": -1}, ValueError, "weight_decay must be finite and >= 0, got -1"),
-        ({"key": "seed"}, TypeError, "key must be an integer seed or a key of jax.random.key, got 'seed'"),
-        ({"key": 1.5}, TypeError, "key must be an integer seed or a key of jax.random.key, got 1.5"),
+        (
+            {"key": "seed"},
+            TypeError,
+            "key must be an integer seed or a key of jax.random.key, got 'seed'",
+        ),
+        (
+            {"key": 1.5},
+            TypeError,
+            "key must be an integer seed or a key of jax.random.key, got 1.5",
+        ),
     ],
 )
 @pytest.mark.parametrize("factory", [entropix.entropy_sgd, entropix.entropy_adam])
@@ -69,7 +85,10 @@ def test_coupling_factory(arguments, error, message):
     ("params", "message"),
     [
         ({"w": jnp.ones((1, 3))}, "axis 0 of params must hold 2 replicas or more, got length 1"),
-        ({"w": jnp.ones((2, 3)), "b": jnp.ones(())}, r"replica axis of every leaf, but params\['b'\]"),
+        (
+            {"w": jnp.ones((2, 3)), "b": jnp.ones(())},
+            r"replica axis of every leaf, but params\['b'\]",
+        ),
         ({"w": jnp.ones((2, 3)), "b": jnp.ones((3,))}, r"one length for all leaves, got .*'b'.*3"),
     ],
 )
@@ -99,7 +118,7 @@ def test_one_stacked_replica_is_fine_when_others_are_elsewhere():
 
 def test_axis_under_inject_hyperparams_says_what_to_do():
     injected = optax.inject_hyperparams(entropix.couple_replicas)(gamma=0.1, axis=0)
-    with pytest.raises(TypeError, match="under optax.inject_hyperparams name it in static_args"):
+    with pytest.raises(TypeError, match=r"under optax.inject_hyperparams name it in static_args"):
         injected.init(PARAMS)
 
 

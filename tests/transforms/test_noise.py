@@ -45,7 +45,7 @@ def test_exact_distribution_is_close_to_the_normal():
 def test_sample_follows_the_exact_distribution():
     v, distribution = lattice()
     sample = np.asarray(draw(0, 1_000_000), float)
-    cdf = lambda x: np.interp(x, v * (_LINEAR + _CUBIC * v**2), distribution)  # noqa: E731
+    cdf = lambda x: np.interp(x, v * (_LINEAR + _CUBIC * v**2), distribution)
     assert scipy.stats.kstest(sample, cdf).pvalue > 1e-3
 
 
@@ -56,7 +56,10 @@ def test_moments_and_correlations_over_many_keys_are_those_of_independent_normal
     def statistics(key):
         z = normal_like(key, jnp.zeros(size))
         lags = [jnp.sum(z[lag:] * z[:-lag]) for lag in (1, 2, 64, 1000)]
-        return jnp.stack([jnp.sum(z), jnp.sum(z**2 - 1) / 2**0.5, jnp.sum(z**3) / 15**0.5, *lags]) / size**0.5
+        return (
+            jnp.stack([jnp.sum(z), jnp.sum(z**2 - 1) / 2**0.5, jnp.sum(z**3) / 15**0.5, *lags])
+            / size**0.5
+        )
 
     observed = jax.lax.map(statistics, jax.random.split(jax.random.key(1), 300))
     np.testing.assert_allclose(observed.mean(0), 0, atol=4 / 300**0.5)
@@ -97,7 +100,7 @@ def test_shape_does_not_matter_and_sharding_follows():
 
 @pytest.mark.parametrize("opaque", [False, True])
 def test_entropy_sgd_noise_has_the_papers_standard_deviation(opaque):
-    """With zero gradient and gamma 0, L inner steps from 0 are a random walk of std sqrt(eta') eps."""
+    """Without gradient and pull, the inner steps are a random walk of std sqrt(eta') eps."""
     size, inner_steps = 200_000, 4
     tx = entropix.entropy_sgd(
         1.0, inner_learning_rate=0.25, inner_steps=inner_steps, gamma=0.0, noise=0.1, ema_decay=0.0,
@@ -128,7 +131,9 @@ def test_transparent_and_opaque_draw_the_same_noise():
         for _ in range(3):
             updates, state = transparent.update(x, state, x)
             x = x + updates
-        updates, opaque_state = opaque.update(y, opaque_state, y, grad_fn=lambda params, step: params)
+        updates, opaque_state = opaque.update(
+            y, opaque_state, y, grad_fn=lambda params, step: params
+        )
         y = y + updates
     np.testing.assert_allclose(x, y, atol=1e-6)
 
