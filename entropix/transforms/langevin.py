@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from entropix._validation import check_float_leaves, check_number
-from entropix.transforms._noise import check_key, fresh_key, normal_like
+from entropix._noise import check_key, fresh_key, normal_like
 
 
 class LangevinNoiseState(NamedTuple):
@@ -45,7 +45,7 @@ def langevin_noise(
 
     Put it last in a chain, after the learning rate and outside every momentum. The noise of step t
     is a function of (key, t) alone, so a resumed run repeats it bit for bit. It comes from a
-    counter-based hash (see `entropix.transforms._noise`) that costs a small fraction of
+    counter-based hash (see `entropix._noise`) that costs a small fraction of
     ``jax.random.normal``.
 
     Under ``vmap`` each replica needs a key of its own, or all of them see the same noise:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import entropix
-from entropix.transforms._noise import _CUBIC, _LINEAR, normal_like
+from entropix._noise import _CUBIC, _LINEAR, normal_like
 
 
 def draw(seed, size):
