@@ -1,4 +1,4 @@
-"""Which parameters an operation touches, said by a tree of booleans or by a function of the path."""
+"""Which parameters an operation touches: a tree of booleans or a function of the path."""
 
 from collections.abc import Callable
 from typing import Any

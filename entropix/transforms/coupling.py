@@ -8,6 +8,7 @@ import optax
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._validation import check_float_leaves, check_integer, check_number
+from entropix.transforms._branch import apply_when
 from entropix.transforms.langevin import at
 
 
@@ -122,7 +123,7 @@ def couple_replicas(
             )  # fmt: skip
 
         meets = state.step % every == 0
-        updates = jax.lax.cond(meets, pulled, lambda updates: updates, updates)
+        updates = apply_when(meets, pulled, updates, in_place=False)
         return updates, CoupleReplicasState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init_fn, update_fn)

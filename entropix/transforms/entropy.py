@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from entropix._canary import warn_if_backend_is_faulty
+from entropix._noise import check_key, fresh_key
 from entropix._validation import check_float_leaves, check_integer, check_number
 from entropix.transforms._branch import apply_when
-from entropix._noise import check_key, fresh_key
 from entropix.transforms.langevin import add_noise, at
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from entropix._validation import check_float_leaves, check_number
 from entropix._noise import check_key, fresh_key, normal_like
+from entropix._validation import check_float_leaves, check_number
 
 
 class LangevinNoiseState(NamedTuple):

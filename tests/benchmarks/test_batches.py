@@ -55,6 +55,6 @@ def test_budget_is_whole_cycles_of_all_methods():
 
 
 def test_a_budget_short_of_one_cycle_is_refused():
-    with pytest.raises(UsageError, match="30 gradients is too small.*multiples of 60"):
+    with pytest.raises(UsageError, match=r"30 gradients is too small.*multiples of 60"):
         plan_budget(30, 3, 24, chosen(*METHODS))
     assert plan_budget(30, 3, 24, chosen("sgd")).gradients == 30

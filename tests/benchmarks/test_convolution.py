@@ -29,7 +29,9 @@ def test_other_backends_get_lax(monkeypatch):
     on_cpu = convolve(images, kernel, (1, 1), "SAME")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     text = str(
-        jax.make_jaxpr(lambda x: convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT))(images)
+        jax.make_jaxpr(lambda x: convolve(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT))(
+            images
+        )
     )
     assert "conv_general_dilated" in text
     elsewhere = convolve(images, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)

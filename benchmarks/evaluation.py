@@ -1,0 +1,103 @@
+"""Error and cross entropy at given weights, batch statistics recomputed for them."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.network import BatchStats, Network, Params
+from entropix.nn import recompute_batch_stats
+
+IMAGES_AT_ONCE = 1000
+STATISTICS_IMAGES = 2000
+STATISTICS_BATCHES = 4
+CURVE_IMAGES = 10_000
+
+
+class Scores(NamedTuple):
+    """One number per seed in each.
+
+    Attributes:
+      train_error: share of the training images (of the first `CURVE_IMAGES` on the way) got wrong.
+      train_loss: their mean cross entropy, in nats.
+      test_error: share of the test images got wrong.
+      test_loss: their mean cross entropy, in nats.
+    """
+
+    train_error: list[float]
+    train_loss: list[float]
+    test_error: list[float]
+    test_loss: list[float]
+
+
+class Evaluator:
+    """Evaluates weights stacked over seeds; one compiled program for all methods of a run."""
+
+    def __init__(
+        self,
+        network: Network,
+        train: tuple[jax.Array, jax.Array],
+        test: tuple[jax.Array, jax.Array],
+    ) -> None:
+        """Takes (images, classes) of both sets, on the device."""
+        self._network = network
+        self._train = train
+        self._test = test
+        self._sums = jax.jit(jax.vmap(self._sum, in_axes=(0, 0, None, None)))
+        self._statistics_of_batch = jax.jit(network.training_stats)
+
+    def statistics(self, params: Params, stats: BatchStats) -> BatchStats:
+        """Batch statistics of each seed's weights, over the first training images."""
+        if not jax.tree.leaves(stats):
+            return stats
+        batches = jnp.array_split(self._train[0][:STATISTICS_IMAGES], STATISTICS_BATCHES)
+        count = jax.tree.leaves(stats)[0].shape[0]
+        seeds = [
+            recompute_batch_stats(partial(self._statistics_of_batch, one), old, batches)
+            for one, old in zip(unstacked(params, count), unstacked(stats, count), strict=True)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+
+    def scores(self, params: Params, stats: BatchStats, *, whole: bool) -> Scores:
+        """Scores of each seed; ``whole``: on all training images, not only the first ones."""
+        images, labels = self._train
+        if not whole:
+            images, labels = images[:CURVE_IMAGES], labels[:CURVE_IMAGES]
+        train = self._means(params, stats, images, labels)
+        test = self._means(params, stats, *self._test)
+        return Scores(*train, *test)
+
+    def _sum(
+        self, params: Params, stats: BatchStats, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = self._network.logits(params, stats, images)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        wrong = jnp.argmax(logits, axis=-1) != labels
+        return wrong.astype(jnp.float32).sum(), loss.sum()
+
+    def _means(
+        self, params: Params, stats: BatchStats, images: jax.Array, labels: jax.Array
+    ) -> tuple[list[float], list[float]]:
+        """Error and loss of each seed, images taken a block at a time."""
+        sums = [
+            jax.device_get(
+                self._sums(
+                    params,
+                    stats,
+                    images[start : start + IMAGES_AT_ONCE],
+                    labels[start : start + IMAGES_AT_ONCE],
+                )
+            )
+            for start in range(0, len(images), IMAGES_AT_ONCE)
+        ]
+        wrong, loss = (
+            sum(part.astype(float) for part in parts) for parts in zip(*sums, strict=True)
+        )
+        return (wrong / len(images)).tolist(), (loss / len(images)).tolist()
+
+
+def unstacked(tree: Any, count: int) -> list[Any]:
+    """The trees of the ``count`` seeds that are stacked on the first axis."""
+    return [jax.tree.map(lambda leaf, at=at: leaf[at], tree) for at in range(count)]

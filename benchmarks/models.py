@@ -1,0 +1,149 @@
+"""The networks of the comparison, in Flax linen, for images of any size.
+
+A model is called as ``apply(variables, images, train=...)`` with images (batch, height, width,
+channels) and answers with logits (batch, classes). Sizes are those of the papers where the images
+are theirs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+
+from benchmarks.convolution import conv, halve
+
+PAPER_DIGIT_SIZE = 28
+
+
+class Dense(nn.Module):
+    """Fully connected ReLU layers with dropout after each.
+
+    Attributes:
+      widths: units of each hidden layer.
+      num_classes: units of the last layer.
+      dropout: probability of dropping a hidden unit.
+    """
+
+    widths: Sequence[int]
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = images.reshape(images.shape[0], -1)
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+class LeNet(nn.Module):
+    """LeNet (20 and 50 filters of 5x5, 500 units) with batch normalisation and dropout.
+
+    Attributes:
+      num_classes: units of the last layer.
+      dropout: probability of dropping one of the 500 units.
+    """
+
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        # Unpadded 5x5 filters leave nothing of images smaller than the ones LeNet was made for.
+        padding = "VALID" if min(images.shape[1:3]) >= PAPER_DIGIT_SIZE else "SAME"
+        x = images
+        for filters in (20, 50):
+            x = conv(filters, 5, padding=padding, use_bias=False)(x)
+            x = halve(nn.relu(batch_norm(train)(x)))
+        x = nn.Dense(500, use_bias=False)(x.reshape(x.shape[0], -1))
+        x = nn.relu(batch_norm(train)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+class AllCNN(nn.Module):
+    """All-CNN-C: nine convolutions, strides for pooling, with batch normalisation after each.
+
+    Attributes:
+      num_classes: filters of the last layer.
+      dropout: probability of dropping a unit after each strided convolution; 0.4 of it on the
+        input.
+    """
+
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        layers = [(96, 3, 1), (96, 3, 1), (96, 3, 2), (192, 3, 1), (192, 3, 1), (192, 3, 2)]
+        layers += [(192, 3, 1), (192, 1, 1)]
+        x = nn.Dropout(0.4 * self.dropout, deterministic=not train)(images)
+        for filters, size, stride in layers:
+            x = conv(filters, size, stride=stride, use_bias=False)(x)
+            x = nn.relu(batch_norm(train)(x))
+            if stride > 1:
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = conv(self.num_classes, 1, use_bias=False)(x)
+        return batch_norm(train)(x).mean(axis=(1, 2))
+
+
+class SmallConv(nn.Module):
+    """Three 3x3 convolutions with pooling between, and one dense layer.
+
+    Attributes:
+      num_classes: units of the last layer.
+      dropout: probability of dropping a unit before the last layer.
+    """
+
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = images
+        for filters in (16, 32):
+            x = halve(nn.relu(conv(filters, 3)(x)))
+        x = nn.relu(conv(32, 3)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
+        return nn.Dense(self.num_classes)(x)
+
+
+def batch_norm(train: bool) -> nn.BatchNorm:
+    """Batch normalisation that uses the mini-batch in training and stored statistics otherwise."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the registry.
+
+    Attributes:
+      build: the module for a number of classes and a dropout probability.
+      dropout: the default dropout probability.
+      summary: one line for the report.
+    """
+
+    build: Callable[[int, float], nn.Module]
+    dropout: float
+    summary: str
+
+
+# Entropy-SGD's paper drops 0.15 (mnistfc) and 0.25 (LeNet) with Entropy-SGD, 0.5 with Adam. Here
+# all methods train the same network: the smaller value.
+MODELS: dict[str, Model] = {
+    "mlp": Model(
+        lambda num_classes, dropout: Dense((64, 64), num_classes, dropout),
+        0.0,
+        summary="two hidden layers of 64",
+    ),
+    "mnistfc": Model(
+        lambda num_classes, dropout: Dense((1024, 1024), num_classes, dropout),
+        0.15,
+        summary="two hidden layers of 1024 with dropout",
+    ),
+    "smallconv": Model(SmallConv, 0.0, summary="three convolutions of 16, 32, 32 filters"),
+    "lenet": Model(LeNet, 0.25, summary="LeNet (20, 50, 500) with batch normalisation"),
+    "allcnn": Model(AllCNN, 0.5, summary="All-CNN-C with batch normalisation"),
+}

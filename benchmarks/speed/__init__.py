@@ -1,0 +1,1 @@
+"""`python -m benchmarks speed`: every figure a ratio of medians taken in one run."""

@@ -1,0 +1,74 @@
+"""The `speed` experiment: all figures of the library in one run, on the terminal and as JSON."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import environment
+from benchmarks.errors import UsageError
+from benchmarks.files import write_text
+from benchmarks.speed import training
+from benchmarks.speed.timing import Figure
+
+SECTIONS = {"training": training.measure}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measure what the library costs, each figure a ratio of times taken in turn in one run."""
+
+    sections: tuple[str, ...] = tuple(SECTIONS)
+    """Which parts of the library."""
+    rounds: int = 9
+    """How often each candidate is run; the ratio is the median over the rounds."""
+    output: Path | None = None
+    """JSON file to write; by default runs/speed-<time>.json."""
+
+
+def run(config: Speed) -> int:
+    """Measures, prints the table, writes the JSON; the exit status."""
+    if config.rounds < 2:
+        raise UsageError(f"--rounds must be at least 2, got {config.rounds}")
+    for name in config.sections:
+        if name not in SECTIONS:
+            raise UsageError(f"--sections must be of {', '.join(SECTIONS)}, got {name!r}")
+    figures = [line for name in config.sections for line in SECTIONS[name](config.rounds)]
+    show(figures)
+    output = config.output or Path("runs") / f"speed-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    found = {
+        "environment": environment.describe(),
+        "rounds": config.rounds,
+        "figures": [dataclasses.asdict(line) for line in figures],
+    }
+    write_text(output, json.dumps(found, indent=2) + "\n")
+    Console().print(f"Written: {output}")
+    return 0
+
+
+def show(figures: list[Figure]) -> None:
+    """One table per section."""
+    for section in dict.fromkeys(line.section for line in figures):
+        table = Table(title=section, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("measured", "ms", "against", "ms", "ratio", "target", "memory", "note"):
+            right = column in ("ms", "ratio", "target", "memory")
+            table.add_column(column, justify="right" if right else "left", overflow="fold")
+        for line in (line for line in figures if line.section == section):
+            missed = line.target is not None and line.ratio > line.target
+            table.add_row(
+                line.name,
+                f"{line.seconds * 1e3:.2f}",
+                line.reference,
+                f"{line.reference_seconds * 1e3:.2f}",
+                f"{'[red]' if missed else ''}{line.ratio:.3f} ± {line.ratio_spread:.3f}",
+                "" if line.target is None else f"{line.target:.2f}",
+                "" if line.memory_bytes is None else f"{line.memory_bytes / 2**20:.0f} MiB",
+                line.note,
+            )
+        Console().print(table)
