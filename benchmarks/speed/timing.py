@@ -1,4 +1,4 @@
-"""Interleaved timing: each round runs every candidate once, so a drifting machine moves them all."""
+"""Interleaved timing: each round runs every candidate once, so that drift moves them all."""
 
 import statistics
 import time
