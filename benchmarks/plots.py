@@ -120,6 +120,7 @@ def spectrum(found: Results) -> Figure:
         axes.set(xscale="log", yscale="log", ylim=(0.5 / found["model"]["parameters"], 1))
         # Nearer to zero the quadrature does not resolve the bulk.
         axes.set_xlim(SMALLEST_SHOWN * largest[1], 1.5 * max(largest[sign], SMALLEST_SHOWN))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     negative.invert_xaxis()
     finish(figure, positive, found)
     return figure

@@ -59,13 +59,13 @@ class Widths:
     def _measure_seed(self, params: Params, data: Any, key: jax.Array) -> dict[str, Any]:
         energy_key, top_key, trace_key, spectrum_key = jax.random.split(key, 4)
         energy = flatness.local_energy(
-            self._error, params, data, energy_key, sigma=np.array(SIGMAS, np.float32),
+            self._error, params, data, energy_key, sigma=jnp.array(SIGMAS),
             num_samples=ENERGY_SAMPLES,
         )  # fmt: skip
         top = flatness.top_eigenvalues(
             self._loss, params, data, top_key, k=1, tol=TOP_TOLERANCE, max_products=TOP_PRODUCTS
         )
-        trace = flatness.trace(self._loss, params, data, trace_key, num_products=TRACE_PRODUCTS)
+        trace = flatness.trace(self._loss, params, data, trace_key, num_probes=TRACE_PRODUCTS)
         spectrum = flatness.hessian_spectrum(
             self._loss, params, data, spectrum_key, num_steps=LANCZOS_STEPS, num_probes=PROBES
         )
