@@ -1,0 +1,75 @@
+"""A growing orthonormal basis, in place.
+
+The basis of a Krylov method is the one large array it needs, m vectors of N numbers, and reading it
+is the larger part of its cost beside the products. It is held as a tuple of blocks of rows: a loop
+updates the blocks in place, and skips those that hold no vector yet.
+"""
+
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+# Accelerators multiply in fewer bits unless told otherwise, and orthogonality would be lost.
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+# A block is read twice in each orthogonalisation, and should fit the cache for the second; but a
+# program of very many blocks is long to compile.
+_ROWS_AT_LEAST, _BLOCKS_AT_MOST = 8, 16
+
+Basis: TypeAlias = tuple[jax.Array, ...]
+
+
+def empty_basis(num_vectors: int, size: int, dtype: Any) -> Basis:
+    """Room for ``num_vectors`` vectors of ``size`` numbers; vectors not yet written are 0."""
+    rows = max(_ROWS_AT_LEAST, -(-num_vectors // _BLOCKS_AT_MOST))
+    starts = range(0, num_vectors, rows)
+    return tuple(jnp.zeros((min(rows, num_vectors - start), size), dtype) for start in starts)
+
+
+def write(basis: Basis, index: jax.Array, vector: jax.Array) -> Basis:
+    """The basis with its vector ``index`` replaced."""
+    rows = basis[0].shape[0]
+    blocks = []
+    for number, block in enumerate(basis):
+        row = jnp.clip(index - number * rows, 0, block.shape[0] - 1)
+        here = index // rows == number
+        kept = jax.lax.dynamic_index_in_dim(block, row, 0, keepdims=False)
+        blocks.append(
+            jax.lax.dynamic_update_index_in_dim(block, jnp.where(here, vector, kept), row, 0)
+        )
+    return tuple(blocks)
+
+
+def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> jax.Array:
+    """What is left of a vector beside its projections on the first ``count`` basis vectors.
+
+    Classical Gram-Schmidt inside a block, modified from block to block, done again where the
+    first pass took away more than it left: twice is enough (Kahan and Parlett).
+    """
+    rows = basis[0].shape[0]
+
+    def once(vector: jax.Array) -> jax.Array:
+        for number, block in enumerate(basis):
+            vector = jax.lax.cond(
+                count > number * rows,
+                lambda block, v: v - matmul(matmul(block, v), block),
+                lambda _, v: v,
+                block,
+                vector,
+            )
+        return vector
+
+    left = once(vector)
+    cancelled = jnp.linalg.norm(left) < 0.7 * jnp.linalg.norm(vector)
+    return jax.lax.cond(cancelled, once, lambda v: v, left)
+
+
+def combine(basis: Basis, coefficients: jax.Array) -> jax.Array:
+    """Linear combinations of the basis vectors: (k, m) coefficients to (k, N) vectors."""
+    rows = basis[0].shape[0]
+    vectors = matmul(coefficients[:, :rows], basis[0])
+    for number, block in enumerate(basis[1:], start=1):
+        vectors = vectors + matmul(coefficients[:, number * rows : (number + 1) * rows], block)
+    return vectors

@@ -1,0 +1,47 @@
+"""Estimates over random probes, and the probes' keys."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from entropix._noise import check_key, fresh_key
+from entropix._validation import check_integer
+
+
+class Estimate(NamedTuple):
+    """A number with its error bar.
+
+    Attributes:
+      mean: the estimate.
+      std_error: its standard error, of the shape of ``mean``; where the method that gives it says
+        so, a bound instead.
+    """
+
+    mean: jax.Array
+    std_error: jax.Array
+
+
+def mean_over_probes(samples: jax.Array, axis: int = 0) -> Estimate:
+    """Mean of independent samples, and its standard error: NaN where there is only one."""
+    count = samples.shape[axis]
+    mean = jnp.mean(samples, axis)
+    spread = jnp.std(samples, axis, ddof=1) if count > 1 else jnp.full_like(mean, jnp.nan)
+    return Estimate(mean, spread / count**0.5)
+
+
+def probe_keys(key: jax.Array | int, num_probes: Any) -> jax.Array:
+    """One key for each probe, from a seed, a key, or that many keys.
+
+    Raises:
+      TypeError: ``num_probes`` is not an integer, or ``key`` is neither a seed nor a key.
+      ValueError: ``num_probes`` is below 1, or not the number of keys.
+    """
+    check_integer("num_probes", num_probes, at_least=1)
+    check_key(key)
+    keys = fresh_key(key)
+    if keys.ndim == 0:
+        return jax.random.split(keys, num_probes)
+    if keys.shape[0] != num_probes:
+        raise ValueError(f"key must be one key or num_probes = {num_probes}, got {keys.shape[0]}")
+    return keys
