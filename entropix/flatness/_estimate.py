@@ -1,5 +1,6 @@
 """Estimates over random probes, and the probes' keys."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,14 @@ def mean_over_probes(samples: jax.Array, axis: int = 0) -> Estimate:
     mean = jnp.mean(samples, axis)
     spread = jnp.std(samples, axis, ddof=1) if count > 1 else jnp.full_like(mean, jnp.nan)
     return Estimate(mean, spread / count**0.5)
+
+
+def map_probes(function: Callable[[jax.Array], Any], keys: jax.Array, batch_size: int) -> Any:
+    """The function's answers for all keys, stacked; so many of them computed at the same time.
+
+    One at a time is no ``vmap``: under it a ``cond`` computes both of its branches.
+    """
+    return jax.lax.map(function, keys, batch_size=batch_size if batch_size > 1 else None)
 
 
 def probe_keys(key: jax.Array | int, num_probes: Any) -> jax.Array:

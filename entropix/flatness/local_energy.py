@@ -12,6 +12,7 @@ from entropix._masks import Mask, full_mask
 from entropix._noise import check_key, fresh_key, normal_like
 from entropix._validation import check_integer, check_number
 from entropix.flatness._chunks import mean_over_chunks
+from entropix.flatness._estimate import map_probes
 from entropix.flatness._problem import check_problem
 
 
@@ -169,7 +170,7 @@ def _local_energy(
         return jax.lax.map(rise, sigma.ravel())
 
     keys = jax.random.split(key, num_samples)
-    sampled = jax.lax.map(rises, keys, batch_size=sample_batch_size)
+    sampled = map_probes(rises, keys, sample_batch_size)
     return LocalEnergy(
         sigma=sigma,
         mean=jnp.mean(sampled, 0).reshape(sigma.shape),

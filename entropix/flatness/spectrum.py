@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from entropix._validation import check_integer
-from entropix.flatness._estimate import Estimate, mean_over_probes, probe_keys
+from entropix.flatness._estimate import Estimate, map_probes, mean_over_probes, probe_keys
 from entropix.flatness._vectors import MatVec, check_operator, vectors_like
 from entropix.flatness.hessian import hessian_operator
 from entropix.flatness.lanczos import tridiagonalize
@@ -64,7 +64,7 @@ class Spectrum(NamedTuple):
         """
         distance = (grid[:, None, None] - self.nodes[None]) / width
         kernel = jnp.exp(-(distance**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
-        return mean_over_probes(jnp.sum(self.weights * kernel, axis=-1), axis=1)
+        return mean_over_probes(jnp.sum(self.weights[None] * kernel, axis=-1), axis=1)
 
     @property
     def top(self) -> Estimate:
@@ -231,6 +231,6 @@ def _spectrum(
             process.num_steps,
         )
 
-    nodes, weights, residuals, taken = jax.lax.map(quadrature, keys, batch_size=probe_batch_size)
+    nodes, weights, residuals, taken = map_probes(quadrature, keys, probe_batch_size)
     dimension = jnp.asarray(space.size, space.dtype)
     return Spectrum(nodes, weights, residuals, taken, dimension)

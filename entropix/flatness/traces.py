@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from entropix._noise import check_key, fresh_key
 from entropix._validation import check_integer
 from entropix.flatness._basis import matmul
-from entropix.flatness._estimate import Estimate, mean_over_probes
+from entropix.flatness._estimate import Estimate, map_probes, mean_over_probes
 from entropix.flatness._vectors import MatVec, check_operator, vectors_like
 from entropix.flatness.hessian import hessian_operator
 
@@ -142,7 +142,7 @@ def _hutchinson(
         return matmul(v, space.flatten(operator(space.unflatten(v))))
 
     keys = jax.random.split(key, num_probes)
-    return mean_over_probes(jax.lax.map(sample, keys, batch_size=probe_batch_size))
+    return mean_over_probes(map_probes(sample, keys, probe_batch_size))
 
 
 @functools.partial(jax.jit, static_argnames=("num_probes", "probe_batch_size"))
@@ -160,13 +160,13 @@ def _hutch_plus_plus(
     def sketch(key: jax.Array) -> jax.Array:
         return product(jax.random.rademacher(key, (space.size,), space.dtype))
 
-    images = jax.lax.map(sketch, jax.random.split(sketch_key, rank), batch_size=probe_batch_size)
+    images = map_probes(sketch, jax.random.split(sketch_key, rank), probe_batch_size)
     q, _ = jnp.linalg.qr(images.T)
 
     def on_range(column: jax.Array) -> jax.Array:
         return matmul(column, product(column))
 
-    exact = jnp.sum(jax.lax.map(on_range, q.T, batch_size=probe_batch_size))
+    exact = jnp.sum(map_probes(on_range, q.T, probe_batch_size))
 
     def sample(key: jax.Array) -> jax.Array:
         v = jax.random.rademacher(key, (space.size,), space.dtype)
@@ -174,5 +174,5 @@ def _hutch_plus_plus(
         return matmul(v, product(v))
 
     keys = jax.random.split(sample_key, num_probes - 2 * rank)
-    rest = mean_over_probes(jax.lax.map(sample, keys, batch_size=probe_batch_size))
+    rest = mean_over_probes(map_probes(sample, keys, probe_batch_size))
     return Estimate(exact + rest.mean, rest.std_error)

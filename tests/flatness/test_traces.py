@@ -1,0 +1,67 @@
+"""Trace estimators: without bias, with honest bars, Hutch++ closer than Hutchinson."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from entropix.flatness import exact_hessian, operator_trace, trace
+from tests.flatness import problems
+
+RNG = np.random.default_rng(0)
+EIGENVALUES = np.concatenate([0.05 * RNG.normal(size=110), [9.0, 7.0, 5.0, 3.0, -2.0]])
+BASIS, _ = np.linalg.qr(RNG.normal(size=(115, 115)))
+MATRIX = BASIS * EIGENVALUES @ BASIS.T
+
+
+def estimates(method, num_probes):
+    a = jnp.asarray(MATRIX)
+    one = lambda key: operator_trace(
+        lambda v: a @ v, jnp.zeros(115), key,
+        num_probes=num_probes, method=method, probe_batch_size=num_probes,
+    )  # fmt: skip
+    return jax.vmap(one)(jax.random.split(jax.random.key(1), 200))
+
+
+@pytest.mark.parametrize(("method", "degrees"), [("hutchinson", 29), ("hutch++", 9)])
+def test_bars_hold_at_the_stated_rate_over_200_keys(method, degrees, x64):
+    mean, std_error = estimates(method, 30)
+    truth = EIGENVALUES.sum()
+    inside = np.abs(mean - truth) < scipy.stats.t(degrees).ppf(0.975) * std_error
+    assert 0.89 <= inside.mean() <= 0.99
+    assert abs(np.mean(mean) - truth) < 4 * np.std(mean) / 200**0.5
+
+
+def test_hutch_plus_plus_is_closer_for_the_same_products(x64):
+    errors = {method: np.std(estimates(method, 30).mean) for method in ("hutchinson", "hutch++")}
+    assert errors["hutch++"] < errors["hutchinson"] / 3
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_products_are_those_asked_for(method):
+    calls = []
+    matvec = lambda v: jax.pure_callback(lambda v: calls.append(1) or v, v, v)
+    operator_trace(matvec, jnp.ones(40), 0, num_probes=20, method=method)
+    assert len(calls) == 20
+
+
+def test_network(x64):
+    params, data = problems.mlp_problem()
+    truth = np.trace(exact_hessian(problems.mlp, params, data))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    exact = trace(problems.mlp, params, data, 0, num_probes=3 * size)
+    assert float(exact.mean) == pytest.approx(truth, rel=1e-9)
+    assert float(exact.std_error) == pytest.approx(0, abs=1e-9)
+    for arguments in ({}, {"batch_size": 7, "probe_batch_size": 4}, {"method": "hutchinson"}):
+        found = trace(problems.mlp, params, data, 1, **arguments)
+        assert abs(float(found.mean) - truth) < 4 * float(found.std_error) + 1e-9
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="method must be 'hutch\\+\\+' or 'hutchinson', got 'x'"):
+        operator_trace(lambda v: v, jnp.ones(4), 0, method="x")
+    with pytest.raises(ValueError, match="num_probes must be an integer >= 6, got 5"):
+        operator_trace(lambda v: v, jnp.ones(4), 0, num_probes=5)
+    with pytest.raises(ValueError, match="num_probes must be an integer >= 2, got 1"):
+        operator_trace(lambda v: v, jnp.ones(4), 0, num_probes=1, method="hutchinson")
