@@ -110,7 +110,8 @@ def test_vmap_over_solutions_equals_the_loop(x64):
     )
     mapped = jax.vmap(run)(stacked, keys)
     for index in range(2):
-        alone = run(jax.tree.map(lambda leaf: leaf[index], stacked), keys[index])
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
+        alone = run(one, keys[index])
         np.testing.assert_allclose(mapped.nodes[index], alone.nodes, atol=1e-9)
         np.testing.assert_allclose(mapped.trace.mean[index], alone.trace.mean, atol=1e-9)
 
