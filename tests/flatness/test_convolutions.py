@@ -47,14 +47,16 @@ def test_same_numbers_for_strides_groups_dilation_and_layouts():
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
+def layouts(program):
+    return set(re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", program.as_text()))
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_products_in_a_loop_have_one_layout(batch_size):
     operator = hessian_operator(loss, PARAMS, IMAGES, batch_size=batch_size)
     program = jax.jit(lambda operator, v: lanczos(operator, v, 3)).lower(operator, PARAMS)
-    layouts = set(re.findall(r"dim_numbers = (.*?->\S*\])", program.as_text()))
-    assert layouts == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
-    gradient_layouts = jax.jit(one_product).lower(PARAMS, IMAGES).as_text()
-    assert set(re.findall(r"dim_numbers = (.*?->\S*\])", gradient_layouts)) != layouts
+    assert layouts(program) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+    assert len(layouts(jax.jit(one_product).lower(PARAMS, IMAGES))) > 1
 
 
 def test_hessian_of_a_convolution(x64):

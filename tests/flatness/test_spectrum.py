@@ -14,9 +14,9 @@ RNG = np.random.default_rng(0)
 
 def test_whole_space_gives_exact_gauss_quadrature(x64):
     """With all steps taken, nodes are the eigenvalues and weights the start's squared parts."""
-    params, data = problems.mlp_problem(hidden=2)
-    eigenvalues, vectors = np.linalg.eigh(exact_hessian(problems.mlp, params, data))
-    spectrum = hessian_spectrum(problems.mlp, params, data, 0, num_steps=1000, num_probes=3)
+    params, data = jnp.ones(18), jnp.asarray(RNG.normal(size=(40, 18)))
+    eigenvalues, vectors = np.linalg.eigh(exact_hessian(problems.quadratic, params, data))
+    spectrum = hessian_spectrum(problems.quadratic, params, data, 0, num_steps=1000, num_probes=3)
     size = len(eigenvalues)
     assert spectrum.nodes.shape == (3, size)
     assert spectrum.num_steps.tolist() == [size] * 3
@@ -41,15 +41,11 @@ def test_moments_lie_in_their_bars_at_the_stated_rate(x64):
         spectrum = operator_spectrum(
             lambda v: a @ v, jnp.zeros(52), key, num_steps=8, num_probes=10, probe_batch_size=10
         )
-        return {
-            "trace": spectrum.trace,
-            "trace of square": spectrum.moment(2),
-            "fourth moment": spectrum.moment(4),
-        }
+        return {"trace": spectrum.trace, "trace of square": spectrum.moment(2)}
 
     found = jax.vmap(estimates)(keys)
     quantile = scipy.stats.t(9).ppf(0.975)
-    for name, order in (("trace", 1), ("trace of square", 2), ("fourth moment", 4)):
+    for name, order in (("trace", 1), ("trace of square", 2)):
         mean, std_error = found[name]
         truth = np.sum(eigenvalues**order)
         inside = np.abs(mean - truth) < quantile * std_error
@@ -105,15 +101,17 @@ def test_vmap_over_solutions_equals_the_loop(x64):
     params, data = problems.mlp_problem()
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     keys = jax.random.split(jax.random.key(0), 2)
-    run = lambda params, key: hessian_spectrum(
-        problems.mlp, params, data, key, num_steps=5, num_probes=2
-    )
+
+    def run(params, key):
+        spectrum = hessian_spectrum(problems.mlp, params, data, key, num_steps=5, num_probes=2)
+        return spectrum.nodes, *spectrum.trace
+
     mapped = jax.vmap(run)(stacked, keys)
     for index in range(2):
         one = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
         alone = run(one, keys[index])
-        np.testing.assert_allclose(mapped.nodes[index], alone.nodes, atol=1e-9)
-        np.testing.assert_allclose(mapped.trace.mean[index], alone.trace.mean, atol=1e-9)
+        for ours, expected in zip(mapped, alone, strict=True):
+            np.testing.assert_allclose(ours[index], expected, atol=1e-9)
 
 
 def test_one_probe_has_no_error_bar():
