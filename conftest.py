@@ -18,6 +18,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches() -> Iterator[None]:
+    """Frees a file's compiled programs: in one process all of them exhaust its memory mappings."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs a test in double precision, where the closed forms hold to 1e-9."""
