@@ -40,10 +40,13 @@ def test_values_are_those_at_the_points(batch_size, x64):
     grid = jnp.array([-0.5, 0.0, 2.0])
     line = loss_slice(problems.mlp, params, data, [first], grid, batch_size=batch_size)
     plane = loss_slice(problems.mlp, params, data, [first, second], grid, batch_size=batch_size)
-    for i, a in enumerate(grid):
-        for j, b in enumerate(grid):
-            point = jax.tree.map(lambda w, d, e: w + a * d + b * e, params, first, second)
-            assert float(plane[i, j]) == pytest.approx(float(problems.mlp(point, data)), rel=1e-12)
+
+    def value(a, b):
+        point = jax.tree.map(lambda w, d, e: w + a * d + b * e, params, first, second)
+        return problems.mlp(point, data)
+
+    expected = [[value(a, b) for b in grid] for a in grid]
+    np.testing.assert_allclose(plane, expected, rtol=1e-12)
     np.testing.assert_allclose(line, plane[:, 1], rtol=1e-12)
 
 
