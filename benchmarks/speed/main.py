@@ -13,10 +13,11 @@ from rich.table import Table
 from benchmarks import environment
 from benchmarks.errors import UsageError
 from benchmarks.files import write_text
-from benchmarks.speed import training
+from benchmarks.speed import flatness, training
 from benchmarks.speed.timing import Figure
 
-SECTIONS = {"training": training.measure}
+SECTIONS = {"training": training.measure, "flatness": flatness.measure}
+COLUMNS = ("measured", "ms", "MiB", "against", "ms", "MiB", "ratio", "target", "note")
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,37 @@ def show(figures: list[Figure]) -> None:
     """One table per section."""
     for section in dict.fromkeys(line.section for line in figures):
         table = Table(title=section, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in ("measured", "ms", "against", "ms", "ratio", "target", "memory", "note"):
-            right = column in ("ms", "ratio", "target", "memory")
-            table.add_column(column, justify="right" if right else "left", overflow="fold")
+        for column in COLUMNS:
+            left = column in ("measured", "against", "note")
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
         for line in (line for line in figures if line.section == section):
-            missed = line.target is not None and line.ratio > line.target
             table.add_row(
                 line.name,
-                f"{line.seconds * 1e3:.2f}",
+                milliseconds(line.seconds),
+                mebibytes(line.memory_bytes),
                 line.reference,
-                f"{line.reference_seconds * 1e3:.2f}",
-                f"{'[red]' if missed else ''}{line.ratio:.3f} ± {line.ratio_spread:.3f}",
+                milliseconds(line.reference_seconds),
+                mebibytes(line.reference_memory_bytes),
+                quotient(line),
                 "" if line.target is None else f"{line.target:.2f}",
-                "" if line.memory_bytes is None else f"{line.memory_bytes / 2**20:.0f} MiB",
                 line.note,
             )
         Console().print(table)
+
+
+def quotient(line: Figure) -> str:
+    """The ratio with its spread, in red where it misses its target."""
+    if line.ratio is None:
+        return "not measured"
+    missed = line.target is not None and line.ratio > line.target
+    return f"{'[red]' if missed else ''}{line.ratio:.3f} ± {line.ratio_spread:.3f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A time, as text; nothing where there is none."""
+    return "" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def mebibytes(count: int | None) -> str:
+    """A size, as text; nothing where there is none."""
+    return "" if count is None else f"{count / 2**20:.0f}"

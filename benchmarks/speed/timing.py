@@ -17,24 +17,27 @@ class Figure:
       section: the part of the library the line belongs to.
       name: what was timed.
       reference: what it is divided by.
-      seconds: median time of one call of what was timed.
+      seconds: median time of one call of what was timed; None, as all that follows from times,
+        where one of the two could not be run.
       reference_seconds: median time of one call of the reference.
       ratio: median over the rounds of the two times' quotient.
       ratio_spread: half the interquartile range of those quotients.
       target: the largest ratio the project accepts; None where the figure only informs.
-      memory_bytes: peak temporary memory of the compiled program, None where it is not known.
+      memory_bytes: what a call needs at its peak, None where it was not measured.
+      reference_memory_bytes: the same of the reference.
       note: what a reader needs to know to read the line rightly.
     """
 
     section: str
     name: str
     reference: str
-    seconds: float
-    reference_seconds: float
-    ratio: float
-    ratio_spread: float
+    seconds: float | None
+    reference_seconds: float | None
+    ratio: float | None
+    ratio_spread: float | None
     target: float | None = None
     memory_bytes: int | None = None
+    reference_memory_bytes: int | None = None
     note: str = ""
 
 
@@ -61,6 +64,7 @@ def figure(
     section: str,
     target: float | None = None,
     memory_bytes: int | None = None,
+    reference_memory_bytes: int | None = None,
     note: str = "",
 ) -> Figure:
     """The quotient, round by round, of two candidates of `time_rounds`."""
@@ -76,5 +80,13 @@ def figure(
         ratio_spread=(high - low) / 2,
         target=target,
         memory_bytes=memory_bytes,
+        reference_memory_bytes=reference_memory_bytes,
         note=note,
     )
+
+
+def not_measured(
+    name: str, reference: str, *, section: str, target: float | None = None, note: str
+) -> Figure:
+    """The line of something that could not be run; the note says why."""
+    return Figure(section, name, reference, None, None, None, None, target=target, note=note)
