@@ -30,7 +30,7 @@ def measure(rounds: int) -> list[Figure]:
 
 def lanczos_steps(rounds: int) -> list[Figure]:
     """Lanczos against bare products, and against each peer that is installed."""
-    ours, floor = "entropix.flatness.lanczos", f"{STEPS} bare products"
+    ours, floor = "lanczos", f"{STEPS} bare products"
     installed = {
         name: build
         for name, (packages, build) in PEERS.items()
@@ -87,7 +87,7 @@ def bare_passes() -> Callable[[], Any]:
 
 def energy_draws(rounds: int) -> list[Figure]:
     """Draws of local energy against bare forward passes."""
-    ours, floor = "entropix.flatness.local_energy", f"{DRAWS} bare forward passes"
+    ours, floor = "local_energy", f"{DRAWS} bare forward passes"
     builders = {ours: energy_estimate, floor: bare_passes}
     seconds = time_rounds({name: build() for name, build in builders.items()}, rounds=rounds)
     return [

@@ -88,9 +88,7 @@ def matfree() -> Call:
         gradient = jax.grad(lambda weights: loss(weights, data))
         return ravel_pytree(jax.jvp(gradient, (params,), (unravel(v),))[1])[0]
 
-    program = jax.jit(
-        lambda start, params, data: decompose(product, start, params, data).J_small
-    )
+    program = jax.jit(lambda start, params, data: decompose(product, start, params, data).J_small)
     return lambda: ritz_values(*program(start, params, data))
 
 

@@ -17,7 +17,7 @@ from benchmarks.speed import flatness, training
 from benchmarks.speed.timing import Figure
 
 SECTIONS = {"training": training.measure, "flatness": flatness.measure}
-COLUMNS = ("measured", "ms", "MiB", "against", "ms", "MiB", "ratio", "target", "note")
+COLUMNS = ("measured", "ms", "MiB", "against", "ms", "MiB", "ratio", "target")
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,17 @@ def run(config: Speed) -> int:
 
 
 def show(figures: list[Figure]) -> None:
-    """One table per section."""
+    """One table per section, its notes below it."""
+    console = Console()
     for section in dict.fromkeys(line.section for line in figures):
+        lines = [line for line in figures if line.section == section]
         table = Table(title=section, title_justify="left", box=box.SIMPLE_HEAD)
         for column in COLUMNS:
-            left = column in ("measured", "against", "note")
-            table.add_column(column, justify="left" if left else "right", overflow="fold")
-        for line in (line for line in figures if line.section == section):
+            left = column in ("measured", "against")
+            table.add_column(
+                column, justify="left" if left else "right", overflow="fold", no_wrap=not left
+            )
+        for line in lines:
             table.add_row(
                 line.name,
                 milliseconds(line.seconds),
@@ -70,9 +74,12 @@ def show(figures: list[Figure]) -> None:
                 mebibytes(line.reference_memory_bytes),
                 quotient(line),
                 "" if line.target is None else f"{line.target:.2f}",
-                line.note,
             )
-        Console().print(table)
+        console.print(table)
+        for line in lines:
+            if line.note:
+                console.print(f"{line.name} / {line.reference}: {line.note}", markup=False)
+        console.print()
 
 
 def quotient(line: Figure) -> str:

@@ -1,13 +1,17 @@
 """The speed table: quotients of rounds, the JSON, and what is refused."""
 
+import functools
 import itertools
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks.errors import UsageError
 from benchmarks.memory import keep_freed_memory
-from benchmarks.speed import main, timing
+from benchmarks.speed import flatness, lanczos, main, timing
+from benchmarks.speed.peak_memory import peak_memory
 
 
 @pytest.fixture
@@ -65,3 +69,49 @@ def test_impossible_values_are_refused():
 
 def test_memory_is_kept_where_glibc_is():
     assert isinstance(keep_freed_memory(), bool)
+
+
+def test_a_peer_that_is_not_installed_is_named(clock, monkeypatch, capsys):
+    def fake(seconds):
+        run = clock(seconds)
+        return lambda: lambda: run() or np.array([1.0, 2.0])
+
+    monkeypatch.setattr(flatness, "peak_memory", lambda build: 3 * 2**20)
+    monkeypatch.setattr(lanczos, "entropix_lanczos", fake(3.0))
+    monkeypatch.setattr(lanczos, "bare_products", fake(2.0))
+    peers = {"present": (("json",), fake(6.0)), "absent": (("no_such_package",), fake(1.0))}
+    monkeypatch.setattr(flatness, "PEERS", peers)
+    floor, present, absent = flatness.lanczos_steps(rounds=2)
+    assert (floor.ratio, present.ratio, absent.ratio) == (
+        pytest.approx(1.5),
+        pytest.approx(0.5),
+        None,
+    )
+    assert (present.memory_bytes, present.reference_memory_bytes) == (3 * 2**20, 3 * 2**20)
+    main.show([floor, present, absent])
+    shown = capsys.readouterr().out
+    assert "not measured" in shown
+    assert "lanczos / absent: needs no_such_package" in shown
+
+
+def test_copies_of_the_largest_ritz_value_are_counted():
+    assert flatness.describe_largest(np.array([1.0, 2.0])) == "2"
+    assert flatness.describe_largest(np.array([1.0, 1.9999, 2.0])) == "2, found 2 times"
+
+
+def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
+    monkeypatch.setattr(lanczos, "EXAMPLES", 64)
+    monkeypatch.setattr(lanczos, "STEPS", 16)
+    found = [lanczos.entropix_lanczos()()[-1]]
+    for packages, build in lanczos.PEERS.values():
+        if all(flatness.importlib.util.find_spec(package) for package in packages):
+            found.append(build()()[-1])
+    np.testing.assert_allclose(found, found[0], rtol=1e-2)
+    vector = lanczos.bare_products()()
+    assert sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(vector)) == pytest.approx(1)
+
+
+def test_peak_memory_is_that_of_the_call():
+    size = 64 * 2**20
+    measured = peak_memory(functools.partial(functools.partial, np.ones, size, np.uint8))
+    assert measured is None or size <= measured < 1.5 * size
