@@ -99,6 +99,8 @@ def test_copies_of_the_largest_ritz_value_are_counted():
     assert flatness.describe_largest(np.array([1.0, 1.9999, 2.0])) == "2, found 2 times"
 
 
+# Of the peers' own making.
+@pytest.mark.filterwarnings("ignore")
 def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
     monkeypatch.setattr(lanczos, "EXAMPLES", 64)
     monkeypatch.setattr(lanczos, "STEPS", 16)
