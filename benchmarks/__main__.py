@@ -15,6 +15,7 @@ import tyro
 
 from benchmarks import compare
 from benchmarks.errors import UsageError
+from benchmarks.flatness import main as flatness
 from benchmarks.memory import keep_freed_memory
 from benchmarks.speed import main as speed
 
@@ -22,6 +23,7 @@ from benchmarks.speed import main as speed
 # status.
 EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (compare.Compare, compare.run),
+    "flatness": (flatness.Flatness, flatness.run),
     "speed": (speed.Speed, speed.run),
 }
 

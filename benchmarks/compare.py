@@ -35,7 +35,8 @@ NOT_OF_THE_RESULT = ("output", "resume", "data_dir", "cache_dir", "checkpoint_se
 class Compare:
     """Train with SGD, SAM, Entropy-SGD, replicated SGD and others at the same number of gradients.
 
-    Writes results.json, report.md, report.html and the plots into a folder of its own.
+    Writes results.json, report.md, report.html, the plots, and the evaluation weights of each
+    method into a folder of its own.
     """
 
     dataset: str = "digits"
@@ -81,10 +82,7 @@ def run(config: Compare) -> int:
     chosen = check(config)
     folder = config.output or default_folder(config)
     stored = open_folder(config, folder)
-    images = image_data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
-    if config.holdout:
-        images = image_data.hold_out(images, config.holdout)
-    image_data.check_size(images, config.batch_size)
+    images = load_images(config)
     budget = make_budget(config, chosen, len(images.x_train))
     scene = make_scene(config, images, budget, folder)
     found = stored or results.begin(**header(config, images, scene))
@@ -102,11 +100,24 @@ def run(config: Compare) -> int:
     return 0
 
 
+def load_images(config: Compare) -> ImageData:
+    """The images to train on and to judge by."""
+    images = image_data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
+    if config.holdout:
+        images = image_data.hold_out(images, config.holdout)
+    image_data.check_size(images, config.batch_size)
+    return images
+
+
+def make_network(config: Compare, images: ImageData) -> Network:
+    """The model for these images."""
+    module = MODELS[config.model].build(images.num_classes, dropout(config))
+    return Network(module, images.image_shape)
+
+
 def make_scene(config: Compare, images: ImageData, budget: Budget, folder: Path) -> Scene:
     """What all methods share, with the images on the device."""
-    network = Network(
-        MODELS[config.model].build(images.num_classes, dropout(config)), images.image_shape
-    )
+    network = make_network(config, images)
     train = jax.device_put((images.x_train, images.y_train))
     test = jax.device_put((images.x_test, images.y_test))
     return Scene(

@@ -53,9 +53,9 @@ def windows(
     return jnp.concatenate(shifted, axis=-1)
 
 
-def halve(images: jax.Array) -> jax.Array:
-    """Largest value of each 2x2 block; an odd last row or column is left out."""
+def max_pool(images: jax.Array, size: int) -> jax.Array:
+    """Largest value of each size x size block; what is left over at the end is left out."""
     batch, height, width, channels = images.shape
-    even = images[:, : height // 2 * 2, : width // 2 * 2]
-    blocks = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    whole = images[:, : height // size * size, : width // size * size]
+    blocks = whole.reshape(batch, height // size, size, width // size, size, channels)
     return blocks.max(axis=(2, 4))

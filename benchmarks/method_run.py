@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import weights
 from benchmarks.budget import Budget
 from benchmarks.checkpoints import Checkpoints, Progress
 from benchmarks.evaluation import Evaluator, Scores
@@ -95,6 +96,7 @@ def run_method(
             checkpoints.save(state, progress)
             saved = time.monotonic()
 
+    weights.save(scene.folder, name, *settled(scene, trainer, state))
     record = {
         "summary": method.summary,
         "hyperparameters": dict(values),

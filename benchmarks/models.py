@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 
-from benchmarks.convolution import conv, halve
+from benchmarks.convolution import conv, max_pool
 
 PAPER_DIGIT_SIZE = 28
 
@@ -39,26 +39,39 @@ class Dense(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet (20 and 50 filters of 5x5, 500 units) with batch normalisation and dropout.
+    """Two layers of 5x5 filters with pooling, and one hidden layer with dropout.
 
     Attributes:
       num_classes: units of the last layer.
-      dropout: probability of dropping one of the 500 units.
+      dropout: probability of dropping a hidden unit.
+      filters: of the two convolutions.
+      pools: edges of the blocks that each convolution is pooled over.
+      units: of the hidden layer.
+      normalised: whether batch normalisation comes before each ReLU.
+      biased: whether the layers below a ReLU have biases.
     """
 
     num_classes: int
     dropout: float
+    filters: tuple[int, int] = (20, 50)
+    pools: tuple[int, int] = (2, 2)
+    units: int = 500
+    normalised: bool = True
+    biased: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         # Unpadded 5x5 filters leave nothing of images smaller than the ones LeNet was made for.
         padding = "VALID" if min(images.shape[1:3]) >= PAPER_DIGIT_SIZE else "SAME"
+
+        def activate(x: jax.Array) -> jax.Array:
+            return nn.relu(batch_norm(train)(x) if self.normalised else x)
+
         x = images
-        for filters in (20, 50):
-            x = conv(filters, 5, padding=padding, use_bias=False)(x)
-            x = halve(nn.relu(batch_norm(train)(x)))
-        x = nn.Dense(500, use_bias=False)(x.reshape(x.shape[0], -1))
-        x = nn.relu(batch_norm(train)(x))
+        for filters, size in zip(self.filters, self.pools, strict=True):
+            x = conv(filters, 5, padding=padding, use_bias=self.biased)(x)
+            x = max_pool(activate(x), size)
+        x = activate(nn.Dense(self.units, use_bias=self.biased)(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
 
@@ -104,7 +117,7 @@ class SmallConv(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = images
         for filters in (16, 32):
-            x = halve(nn.relu(conv(filters, 3)(x)))
+            x = max_pool(nn.relu(conv(filters, 3)(x)), 2)
         x = nn.relu(conv(32, 3)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         return nn.Dense(self.num_classes)(x)
@@ -145,5 +158,24 @@ MODELS: dict[str, Model] = {
     ),
     "smallconv": Model(SmallConv, 0.0, summary="three convolutions of 16, 32, 32 filters"),
     "lenet": Model(LeNet, 0.25, summary="LeNet (20, 50, 500) with batch normalisation"),
+    "small_mnistfc": Model(
+        lambda num_classes, dropout: Dense((64,), num_classes, dropout),
+        0.0,
+        summary="one hidden layer of 64",
+    ),
+    "small_lenet": Model(
+        lambda num_classes, dropout: LeNet(
+            num_classes, dropout, (10, 20), units=128, normalised=False, biased=True
+        ),
+        0.0,
+        summary="LeNet (10, 20, 128) without batch normalisation",
+    ),
+    "tiny_lenet": Model(
+        lambda num_classes, dropout: LeNet(
+            num_classes, dropout, (8, 16), pools=(3, 2), units=128, biased=True
+        ),
+        0.0,
+        summary="LeNet (8, 16, 128), pooled by 3 and 2, with batch normalisation",
+    ),
     "allcnn": Model(AllCNN, 0.5, summary="All-CNN-C with batch normalisation"),
 }

@@ -120,7 +120,7 @@ def test_a_run_measures_and_writes_everything(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     arguments = ["compare", "--methods", "adam", "--gradients=300", "--seeds=1", "--output", folder]
     assert run([*arguments, "--flatness-images=50"], monkeypatch) == 0
-    names = {"results.json", "report.md", "report.html"}
+    names = {"results.json", "report.md", "report.html", "weights"}
     pictures = ("learning_curves", "local_energy", "spectrum")
     names |= {f"{picture}.{kind}" for picture in pictures for kind in ("png", "svg")}
     assert {path.name for path in folder.iterdir()} == names

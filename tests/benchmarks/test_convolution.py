@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.convolution import convolve, halve
+from benchmarks.convolution import convolve, max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -38,6 +38,6 @@ def test_other_backends_get_lax(monkeypatch):
     np.testing.assert_allclose(on_cpu, elsewhere, atol=1e-6)
 
 
-def test_halve_takes_the_largest_and_leaves_out_the_odd_one():
+def test_pooling_takes_the_largest_and_leaves_out_the_rest():
     images = jnp.arange(30.0).reshape(1, 5, 6, 1)
-    np.testing.assert_array_equal(halve(images)[0, :, :, 0], [[7, 9, 11], [19, 21, 23]])
+    np.testing.assert_array_equal(max_pool(images, 2)[0, :, :, 0], [[7, 9, 11], [19, 21, 23]])

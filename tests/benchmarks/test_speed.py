@@ -116,4 +116,4 @@ def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
 def test_peak_memory_is_that_of_the_call():
     size = 64 * 2**20
     measured = peak_memory(functools.partial(functools.partial, np.ones, size, np.uint8))
-    assert measured is None or size <= measured < 1.5 * size
+    assert measured is None or 0.9 * size < measured < 1.5 * size

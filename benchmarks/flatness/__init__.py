@@ -1,0 +1,1 @@
+"""The `flatness` experiment: one minimum, measured by every estimator."""
