@@ -1,0 +1,117 @@
+"""The flatness command: what it refuses, what it measures, and on whose weights."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import compare, widths
+from benchmarks.__main__ import main
+from benchmarks.errors import UsageError
+from benchmarks.evaluation import Evaluator
+from benchmarks.flatness.measure import ESTIMATORS
+from benchmarks.flatness.subject import from_run
+
+QUICK = "--images=40 --draws=2 --steps=6 --probes=2 --eigenvalues=1 --points=3"
+
+
+def run(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "flatness", *map(str, arguments)])
+    return main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset nonsense", "accepted: digits, mnist"),
+        ("--model resnet", "accepted: mlp, mnistfc"),
+        ("--method sdg", "accepted: sgd, adam"),
+        ("--epochs 0", "--epochs must be above 0"),
+        ("--set adam.learning_rate=1", "accepted: sgd"),
+        ("--images 0", "--images must be at least 1, got 0"),
+        ("--draws 1", "--draws must be at least 2"),
+        ("--probes 1", "--probes must be at least 2"),
+        ("--eigenvalues 0", "--eigenvalues must be at least 1"),
+        ("--run nowhere", "nowhere holds no results.json"),
+    ],
+)
+def test_impossible_values_end_in_one_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments.split(), monkeypatch) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("x")
+    assert run(["--output", tmp_path], monkeypatch) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_fresh_network_is_trained_and_measured(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert run(["--epochs=20", *QUICK.split(), "--output", folder], monkeypatch) == 0
+    names = {"results.json", "report.md", "report.html", "weights"}
+    pictures = ("local_energy", "spectrum", "gradient_noise", "slices")
+    names |= {f"{picture}.{kind}" for picture in pictures for kind in ("png", "svg")}
+    assert {path.name for path in folder.iterdir()} == names
+    found = json.loads((folder / "results.json").read_text())
+    assert found["command"].startswith("python -m benchmarks flatness --epochs=20")
+    assert found["environment"]["versions"]["jax"]
+    assert found["configuration"]["seed"] == 0
+    assert found["scores"]["test_error"] < 0.1
+    measured = found["measured"]
+    assert list(measured) == list(ESTIMATORS)
+    energy = measured["local_energy"]["loss"]["mean"]
+    assert energy[-1] > energy[0]
+    largest = measured["eigenvalues"]["largest"]
+    assert largest["values"][0] <= measured["trace"]["mean"] + 4 * measured["trace"]["std_error"]
+    # The gradient noise was taken of the same 40 images, and cannot have a higher rank.
+    assert 0 < measured["gradient_noise"]["rank"] <= 40
+    # The slices cross at the minimum.
+    lines, plane = measured["slices"]["lines"], np.array(measured["slices"]["plane"])
+    for values in lines.values():
+        assert values[1] == pytest.approx(plane[1, 1], rel=1e-5)
+    np.testing.assert_allclose(plane[:, 1], lines["random"], rtol=1e-5)
+    assert "largest eigenvalue" in capsys.readouterr().out
+    assert "rank of the gradient noise" in (folder / "report.md").read_text()
+
+
+def test_weights_of_a_comparison_are_those_it_judged(tmp_path, monkeypatch):
+    def measure(self, params, stats, seeds):
+        once = [1.0 for _ in seeds]
+        spectrum = [{"nodes": [-1.0, 1.0], "weights": [0.5, 0.5]} for _ in seeds]
+        return {
+            "local_energy": [[1.0] * 6 for _ in seeds],
+            "top_eigenvalue": once, "trace": once, "spectrum": spectrum,
+        }  # fmt: skip
+
+    monkeypatch.setattr(widths.Widths, "measure", measure)
+    folder = tmp_path / "run"
+    config = compare.Compare(
+        methods=("replicated_sgd",), gradients=300, seeds=2, seed=3, output=folder
+    )
+    assert compare.run(config) == 0
+    final = json.loads((folder / "results.json").read_text())["methods"]["replicated_sgd"]["final"]
+    for index, seed in enumerate((3, 4)):
+        subject = from_run(folder, "replicated_sgd", seed, None, None)
+        sets = [
+            (subject.images.x_train, subject.images.y_train),
+            (subject.images.x_test, subject.images.y_test),
+        ]
+        evaluator = Evaluator(subject.network, *jax.device_put(sets))
+        stacked = jax.tree.map(lambda leaf: leaf[None], (subject.params, subject.stats))
+        scores = evaluator.scores(*stacked, whole=True)
+        assert scores.test_error[0] == final["test_error"][index] == subject.scores.test_error[0]
+        assert scores.train_loss[0] == pytest.approx(final["train_loss"][index], rel=1e-5)
+    with pytest.raises(UsageError, match="--seed must be from 3 to 4"):
+        from_run(folder, "replicated_sgd", 5, None, None)
+    with pytest.raises(UsageError, match="accepted: replicated_sgd"):
+        from_run(folder, "sgd", 3, None, None)
+    (folder / "weights" / "replicated_sgd.npz").unlink()
+    with pytest.raises(UsageError, match="no weights"):
+        from_run(folder, "replicated_sgd", 3, None, None)
