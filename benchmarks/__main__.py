@@ -16,6 +16,7 @@ import tyro
 from benchmarks import compare
 from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
+from benchmarks.flatness import papers
 from benchmarks.memory import keep_freed_memory
 from benchmarks.speed import main as speed
 
@@ -24,6 +25,7 @@ from benchmarks.speed import main as speed
 EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (compare.Compare, compare.run),
     "flatness": (flatness.Flatness, flatness.run),
+    "papers": (papers.Papers, papers.run),
     "speed": (speed.Speed, speed.run),
 }
 

@@ -83,8 +83,10 @@ def run(config: Flatness) -> int:
     return 0
 
 
-def examine(config: Flatness, folder: Path, bars: Progress) -> Results:
-    """The subject and all that was measured on it."""
+def examine(
+    config: Flatness, folder: Path, bars: Progress, names: tuple[str, ...] = tuple(ESTIMATORS)
+) -> Results:
+    """The subject and what the estimators of these names say of it."""
     subject = get_subject(config, folder, bars)
     effort = Effort(
         images=min(config.images, len(subject.images.x_train)),
@@ -95,8 +97,8 @@ def examine(config: Flatness, folder: Path, bars: Progress) -> Results:
         points=config.points,
     )
     found = header(config, subject, effort)
-    task = bars.add_task("measuring", total=len(ESTIMATORS))
-    for name, numbers in measure(Gauge(subject, effort, config.seed)):
+    task = bars.add_task("measuring", total=len(names))
+    for name, numbers in measure(Gauge(subject, effort, config.seed), names):
         found["measured"][name] = numbers
         bars.update(task, advance=1, description=f"measured {name}")
     return found

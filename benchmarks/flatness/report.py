@@ -72,11 +72,12 @@ def rows(found: Results) -> list[tuple[str, str, str]]:
     lines.append(
         ("trace of the Hessian", with_error(trace), f"Hutch++, {trace['products']} products")
     )
+    bound = "" if noise["exact"] or noise["rank"] < len(noise["eigenvalues"]) else "at least "
     method = "exact" if noise["exact"] else f"{len(noise['eigenvalues'])} Lanczos steps"
     lines += [
         (
             "rank of the gradient noise",
-            f"{noise['rank']} ({100 * noise['rank'] / noise['parameters']:.2f} % of all)",
+            f"{bound}{noise['rank']} ({100 * noise['rank'] / noise['parameters']:.2f} % of all)",
             f"above {noise['relative_threshold']:.1e} of the largest, "
             f"{noise['examples']:,} examples, {method}",
         ),
@@ -131,6 +132,7 @@ def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
             pictures["spectrum"],
             f"Density of the Hessian's eigenvalues by Lanczos quadrature, {spectrum['probes']} "
             f"probes of {spectrum['steps']} steps, broadened to a hundredth of the range shown; "
+            "ripples are the quadrature's nodes, where these lie further apart than the width; "
             f"band of one standard error. Ticks: the {effort['eigenvalues']} eigenvalues at each "
             "end, by restarted Lanczos.",
         ),
