@@ -166,7 +166,7 @@ CASES: dict[str, Case] = {
         ENTROPY_SGD,
         Flatness(
             model="small_mnistfc", method="sgd", set=("sgd.learning_rate=0.01",), epochs=10,
-            images=4096, steps=150, probes=5,
+            images=4096, steps=400, probes=5,
         ),
         HESSIAN,
         ("spectrum", plots.spectrum),
@@ -182,7 +182,7 @@ CASES: dict[str, Case] = {
     "small_lenet": Case(
         ENTROPY_SGD,
         Flatness(
-            model="small_lenet", method="adam", epochs=4, images=1024, steps=300, probes=3
+            model="small_lenet", method="adam", epochs=4, images=1024, steps=300, probes=2
         ),
         HESSIAN,
         ("spectrum", plots.spectrum),
