@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from entropix import committee as committee
 from entropix import flatness as flatness
 from entropix import scoping as scoping
 from entropix._canary import FaultyBackendWarning as FaultyBackendWarning

@@ -1,0 +1,9 @@
+"""Committee machines: count the solutions around a solution, and find the wide ones."""
+
+from entropix.committee.model import Committee as Committee
+from entropix.committee.patterns import Examples as Examples
+from entropix.committee.patterns import binarize as binarize
+from entropix.committee.patterns import random_patterns as random_patterns
+from entropix.committee.patterns import shuffle_pixels as shuffle_pixels
+from entropix.committee.patterns import teacher_student as teacher_student
+from entropix.committee.patterns import two_classes as two_classes
