@@ -1,5 +1,9 @@
 """Committee machines: count the solutions around a solution, and find the wide ones."""
 
+from entropix.committee.bp import Beliefs as Beliefs
+from entropix.committee.bp import belief_propagation as belief_propagation
+from entropix.committee.entropy_curve import LocalEntropyCurve as LocalEntropyCurve
+from entropix.committee.entropy_curve import local_entropy_curve as local_entropy_curve
 from entropix.committee.model import Committee as Committee
 from entropix.committee.patterns import Examples as Examples
 from entropix.committee.patterns import binarize as binarize
