@@ -4,6 +4,12 @@ from entropix.committee.bp import Beliefs as Beliefs
 from entropix.committee.bp import belief_propagation as belief_propagation
 from entropix.committee.entropy_curve import LocalEntropyCurve as LocalEntropyCurve
 from entropix.committee.entropy_curve import local_entropy_curve as local_entropy_curve
+from entropix.committee.focusing_bp import FocusingBP as FocusingBP
+from entropix.committee.focusing_bp import FocusingHistory as FocusingHistory
+from entropix.committee.focusing_bp import Protocol as Protocol
+from entropix.committee.focusing_bp import focusing_bp as focusing_bp
+from entropix.committee.focusing_bp import pseudo_reinforcement as pseudo_reinforcement
+from entropix.committee.focusing_bp import scoping as scoping
 from entropix.committee.model import Committee as Committee
 from entropix.committee.patterns import Examples as Examples
 from entropix.committee.patterns import binarize as binarize

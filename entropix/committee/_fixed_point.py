@@ -1,5 +1,6 @@
 """Sweeps until the messages no longer move, with or without a constraint on the weights' norm."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class FixedPoint(NamedTuple):
       messages: from patterns to weights. # shape=(M, K, n)
       sums: of the messages over patterns. # shape=(K, n)
       total: natural parameters of the weights. # shape=(K, n)
+      multiplier: lambda, the precision that holds the norm; 0 for binary weights. # shape=()
       mean: of the weights. # shape=(K, n)
       steps: # shape=(), dtype=int32
       residual: largest change of a mean in the last sweep over 1 - damping. # shape=()
@@ -48,22 +50,37 @@ class FixedPoint(NamedTuple):
     messages: Any
     sums: Any
     total: Any
+    multiplier: jax.Array
     mean: jax.Array
     steps: jax.Array
     residual: jax.Array
 
 
-def with_prior(field: jax.Array, sums: Any) -> Any:
-    """Totals of the weights: an external field, and for real weights the multiplier of the norm."""
-    if isinstance(sums, Normal):
-        total_field = field + sums.field
-        multiplier = norm_multiplier(sums.precision, total_field)
-        return Normal(multiplier + sums.precision, total_field)
-    return field + sums
+# (sums of the messages, multiplier of the sweep before) -> (totals of the weights, multiplier)
+Prior = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 
 
-def norm_multiplier(precision: jax.Array, field: jax.Array) -> jax.Array:
-    r"""The lambda with :math:`\sum_i m_i^2 + v_i = K n`, the one field all weights share.
+def external(field: jax.Array) -> Prior:
+    """A field on each weight, and for real weights the multiplier of the norm."""
+
+    def prior(sums: Any, multiplier: jax.Array) -> tuple[Any, jax.Array]:
+        if isinstance(sums, Normal):
+            return normalized(Normal(sums.precision, field + sums.field))
+        return field + sums, multiplier
+
+    return prior
+
+
+def normalized(natural: Normal) -> tuple[Normal, jax.Array]:
+    """Adds the precision that gives the weights their norm; that precision as well."""
+    multiplier = norm_multiplier(natural.precision, natural.field)
+    return Normal(multiplier + natural.precision, natural.field), multiplier
+
+
+def norm_multiplier(
+    precision: jax.Array, field: jax.Array, fluctuation: float | jax.Array = 1.0
+) -> jax.Array:
+    r"""The lambda with :math:`\sum_i m_i^2 + f v_i = K n`, the one field all weights share.
 
     Where :math:`v_i = 1 / (\lambda + A_i)` and :math:`m_i = B_i v_i`, by bisection: the sum falls
     with lambda.
@@ -71,45 +88,42 @@ def norm_multiplier(precision: jax.Array, field: jax.Array) -> jax.Array:
     Args:
       precision: A. # shape=(K, n)
       field: B. # shape=(K, n)
+      fluctuation: f, at most 1; 0 for weights that do not fluctuate. Default 1.
 
     Returns:
       # shape=()
     """
-    size = precision.size
     lowest = jnp.min(precision)
     rest = precision - lowest
-    # With c = lambda + min A, the sum is at least 1 / c and at most the one with all A equal.
-    strength = jnp.mean(field**2)
-    bracket = (
-        jnp.asarray(1 / size, field.dtype),
-        (1 + jnp.sqrt(1 + 4 * strength)) / 2,
-    )
+    # Of lambda + min A: the sum is at most the one with all A equal.
+    highest = (1 + jnp.sqrt(1 + 4 * jnp.mean(field**2))) / 2
 
     def halve(_: jax.Array, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = (low + high) / 2
         variance = 1 / (middle + rest)
-        too_long = jnp.mean((field * variance) ** 2 + variance) > 1
+        too_long = jnp.mean((field * variance) ** 2 + fluctuation * variance) > 1
         return jnp.where(too_long, middle, low), jnp.where(too_long, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, bracket)
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(highest), highest))
     return (low + high) / 2 - lowest
 
 
-def start(field: jax.Array, messages: Any) -> FixedPoint:
+def start(prior: Prior, messages: Any) -> FixedPoint:
     """Before the first sweep."""
     sums = jax.tree.map(lambda every: jnp.sum(every, axis=0), messages)
-    total = with_prior(field, sums)
+    zero = jnp.zeros([], jax.tree.leaves(messages)[0].dtype)
+    total, multiplier = prior(sums, zero)
     mean, _ = moments(total)
-    residual = jnp.full_like(mean[0, 0], jnp.inf)
-    return FixedPoint(messages, sums, total, mean, jnp.zeros([], jnp.int32), residual)
+    steps, residual = jnp.zeros([], jnp.int32), jnp.full_like(zero, jnp.inf)
+    return FixedPoint(messages, sums, total, multiplier, mean, steps, residual)
 
 
 def iterate(
     model: Committee,
     node: Node,
     problem: Problem,
-    field: jax.Array,
+    prior: Prior,
     begin: FixedPoint,
     stop: Stop,
     batch_size: int,
@@ -123,10 +137,10 @@ def iterate(
         messages, sums = sweep(
             model, node, problem, at.total, at.messages, stop.damping, batch_size
         )
-        total = with_prior(field, sums)
+        total, multiplier = prior(sums, at.multiplier)
         mean, _ = moments(total)
         residual = jnp.max(jnp.abs(mean - at.mean)) / (1 - stop.damping)
-        return FixedPoint(messages, sums, total, mean, at.steps + 1, residual)
+        return FixedPoint(messages, sums, total, multiplier, mean, at.steps + 1, residual)
 
     return jax.lax.while_loop(goes_on, step, begin)
 
@@ -137,7 +151,6 @@ def free_entropy(
     """Log of the number of solutions, or of their share of the sphere, tilted by the field."""
     found = bethe(model, node, problem, at.total, at.messages, batch_size)
     if isinstance(at.total, Normal):
-        multiplier = at.total.precision[0, 0] - at.sums.precision[0, 0]
         log_2pi = jnp.log(jnp.asarray(2 * jnp.pi, found.dtype))
-        return found + model.num_weights * (multiplier - 1 - log_2pi) / 2
+        return found + model.num_weights * (at.multiplier - 1 - log_2pi) / 2
     return found

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix._validation import check_integer, check_number
-from entropix.committee._fixed_point import FixedPoint, Stop, free_entropy, iterate, start
+from entropix.committee._fixed_point import FixedPoint, Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, moments, no_messages
 from entropix.committee.model import Committee, check_examples, check_weights
 
@@ -147,8 +147,8 @@ def _belief_propagation(
     batch_size: int,
 ) -> Beliefs:
     """The compiled part of `belief_propagation`."""
-    begin = start(field, messages)
-    end = iterate(model, node, problem, field, begin, stop, batch_size)
+    prior = external(field)
+    end = iterate(model, node, problem, prior, start(prior, messages), stop, batch_size)
     return beliefs(model, node, problem, field, end, stop, batch_size)
 
 

@@ -1,14 +1,14 @@
 """Local entropy: how many solutions there are at each distance from a reference."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from entropix._validation import check_number
-from entropix.committee._fixed_point import FixedPoint, Stop, free_entropy, iterate, start
+from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, no_messages
 from entropix.committee.bp import check_problem, check_stop, message_dtype
 from entropix.committee.model import Committee, check_weights
@@ -142,14 +142,13 @@ def _local_entropy_curve(
     size = model.num_weights
     reference = reference * (size**0.5 / jnp.linalg.norm(reference))
 
-    def point(begin: FixedPoint, strength: jax.Array) -> tuple[FixedPoint, LocalEntropyCurve]:
-        field = strength * reference
-        begin = start(field, begin.messages)
-        end = iterate(model, node, problem, field, begin, stop, batch_size)
+    def point(messages: Any, strength: jax.Array) -> tuple[Any, LocalEntropyCurve]:
+        prior = external(strength * reference)
+        end = iterate(model, node, problem, prior, start(prior, messages), stop, batch_size)
         overlap = jnp.sum(reference * end.mean) / size
         entropy = free_entropy(model, node, problem, end, batch_size) / size - strength * overlap
         distance, everything = _geometry(model, overlap)
-        return end, LocalEntropyCurve(
+        return end.messages, LocalEntropyCurve(
             strength=strength,
             overlap=overlap,
             distance=distance,
@@ -161,7 +160,7 @@ def _local_entropy_curve(
         )
 
     messages = no_messages(model, problem.labels.shape[0], reference.dtype)
-    _, curve = jax.lax.scan(point, start(strengths[0] * reference, messages), strengths)
+    _, curve = jax.lax.scan(point, messages, strengths)
     return curve
 
 

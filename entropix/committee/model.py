@@ -159,8 +159,8 @@ class Committee:
         Returns:
           The number. # shape=(), dtype=int32
         """
-        wrong = self.stabilities(weights, patterns, labels) <= 0
-        return jnp.sum(wrong, dtype=jnp.int32)
+        right = self.stabilities(weights, patterns, labels) > 0
+        return jnp.sum(~right, dtype=jnp.int32)
 
     def random_weights(self, key: jax.Array | int, dtype: Any = None) -> jax.Array:
         """Weights drawn uniformly: signs, or from the sphere with each unit's sum of squares n.
