@@ -1,5 +1,6 @@
 """Committee machines: count the solutions around a solution, and find the wide ones."""
 
+from entropix.committee import replica_theory as replica_theory
 from entropix.committee.bp import Beliefs as Beliefs
 from entropix.committee.bp import belief_propagation as belief_propagation
 from entropix.committee.entropy_curve import LocalEntropyCurve as LocalEntropyCurve

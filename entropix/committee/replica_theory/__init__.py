@@ -1,0 +1,11 @@
+"""Replica theory of committee machines: what the algorithms' solutions are compared with."""
+
+from entropix.committee.replica_theory.replica_symmetric import Capacity as Capacity
+from entropix.committee.replica_theory.replica_symmetric import ReplicaSymmetric as ReplicaSymmetric
+from entropix.committee.replica_theory.replica_symmetric import capacity as capacity
+from entropix.committee.replica_theory.replica_symmetric import (
+    de_almeida_thouless_load as de_almeida_thouless_load,
+)
+from entropix.committee.replica_theory.replica_symmetric import (
+    replica_symmetric as replica_symmetric,
+)

@@ -1,0 +1,42 @@
+"""What the solvers accept, checked before any of them starts."""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from entropix._validation import check_integer, check_number
+
+Weights = Literal["binary", "spherical"]
+
+
+def check_precision() -> None:
+    """Raises unless double precision is on: the saddle points are lost in single precision."""
+    if not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "jax_enable_x64 must be True, got False: replica theory needs double precision; "
+            "call jax.config.update('jax_enable_x64', True) first, or use "
+            "'with jax.enable_x64(True):'"
+        )
+
+
+def check_weights(weights: str) -> None:
+    """Raises unless ``weights`` names a prior of the weights."""
+    if weights not in ("binary", "spherical"):
+        raise ValueError(f"weights must be 'binary' or 'spherical', got {weights!r}")
+
+
+def check_hidden_units(hidden_units: Any, *, accepted: str) -> None:
+    """Raises unless ``hidden_units`` is an odd integer or infinite, among those ``accepted``."""
+    if hidden_units == math.inf:
+        return
+    check_integer("hidden_units", hidden_units, at_least=1)
+    if hidden_units % 2 == 0:
+        raise ValueError(f"hidden_units must be {accepted}, got {hidden_units}")
+
+
+def load(alpha: Any) -> jax.Array:
+    """The load as an array of doubles."""
+    check_number("alpha", alpha, at_least=0)
+    return jnp.asarray(alpha, float)
