@@ -1,5 +1,7 @@
 """Replica theory of committee machines: what the algorithms' solutions are compared with."""
 
+from entropix.committee.replica_theory.franz_parisi import FranzParisi as FranzParisi
+from entropix.committee.replica_theory.franz_parisi import franz_parisi as franz_parisi
 from entropix.committee.replica_theory.replica_symmetric import Capacity as Capacity
 from entropix.committee.replica_theory.replica_symmetric import ReplicaSymmetric as ReplicaSymmetric
 from entropix.committee.replica_theory.replica_symmetric import capacity as capacity

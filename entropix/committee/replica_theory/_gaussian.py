@@ -46,7 +46,9 @@ def log_tail(x: jax.Array) -> jax.Array:
 
 
 @log_tail.defjvp
-def _log_tail_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, ...]:
+def _log_tail_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     return log_tail(x), -hazard(x) * dx
 
@@ -59,7 +61,9 @@ def hazard(x: jax.Array) -> jax.Array:
 
 
 @hazard.defjvp
-def _hazard_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, ...]:
+def _hazard_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     h = hazard(x)
     return h, h * (h - x) * dx

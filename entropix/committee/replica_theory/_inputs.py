@@ -36,6 +36,22 @@ def check_hidden_units(hidden_units: Any, *, accepted: str) -> None:
         raise ValueError(f"hidden_units must be {accepted}, got {hidden_units}")
 
 
+def check_one_or_infinite(hidden_units: Any) -> None:
+    """Raises unless ``hidden_units`` is 1 or infinite."""
+    if hidden_units not in (1, math.inf):
+        raise ValueError(f"hidden_units must be 1 or math.inf, got {hidden_units!r}")
+
+
+def check_distance(distance: Any) -> None:
+    """Raises unless every distance is inside (0, 1)."""
+    check_number("distance", distance, above=0, below=1)
+
+
+def overlap_at(distance: jax.Array, weights: Weights) -> jax.Array:
+    """Overlap at a Hamming distance (binary) or at a squared sine of the angle (spherical)."""
+    return 1 - 2 * distance if weights == "binary" else jnp.sqrt(1 - distance)
+
+
 def load(alpha: Any) -> jax.Array:
     """The load as an array of doubles."""
     check_number("alpha", alpha, at_least=0)

@@ -75,7 +75,7 @@ def newton(
     start: jax.Array,
     *,
     tolerance: float,
-    max_iterations: int = 60,
+    max_iterations: int = 40,
 ) -> Solution:
     """Root of a system of equations by Newton's method with step halving.
 
@@ -112,7 +112,7 @@ def newton(
 
             def too_long(trial: Any) -> jax.Array:
                 length, _, norm = trial
-                return ~(norm < residual) & (length > 1e-6)
+                return ~(norm < residual) & (length > 1e-3)
 
             first = equations(x + direction)
             one = jnp.ones_like(residual)
