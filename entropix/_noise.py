@@ -15,6 +15,7 @@ tails included to within 6 % at 4 standard deviations. They are meant for optimi
 cryptography.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,11 +48,16 @@ def _linear_index(leaf: jax.Array) -> jax.Array:
     return index
 
 
-def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Float32 normal numbers of the leaf's shape from two uint32 seed words."""
+def _hashed_bits(seed: jax.Array, leaf: jax.Array) -> jax.Array:
+    """32 random bits for each element of the leaf from two uint32 seed words."""
     # An odd factor drawn anew for each seed keeps two streams from being shifts of one another.
     counter = _linear_index(leaf) * (seed[0] | np.uint32(1)) + seed[1]
-    bits = _mixed(counter, (16, 13, 16), (0x85EBCA6B, 0xC2B2AE35))
+    return _mixed(counter, (16, 13, 16), (0x85EBCA6B, 0xC2B2AE35))
+
+
+def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Float32 normal numbers of the leaf's shape from two uint32 seed words."""
+    bits = _hashed_bits(seed, leaf)
     more_bits = _mixed(bits + np.uint32(0x9E3779B9), (15, 13, 16), (0x2C1B3C6D, 0x297A2D39))
 
     def to_float(word: jax.Array) -> jax.Array:
@@ -89,12 +95,28 @@ def check_key(key: Any) -> None:
         raise TypeError(f"key must be an integer seed or a key of jax.random.key, got {key!r}")
 
 
+def _uniform(seed: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Float32 numbers on a grid inside (0, 1), both ends excluded and symmetric about 1/2."""
+    bits = _hashed_bits(seed, leaf) >> np.uint32(9)
+    return (bits.astype(jnp.int32).astype(jnp.float32) + 0.5) / 2**23
+
+
 def normal_like(key: jax.Array, tree: Any) -> Any:
     """Independent standard normal numbers in the shapes, dtypes and shardings of ``tree``."""
+    noise = _random_like(_standard_normal, key, tree)
+    return jax.tree.map(lambda z, leaf: z.astype(leaf.dtype), noise, tree)
+
+
+def uniform_like(key: jax.Array, tree: Any) -> Any:
+    """Independent float32 numbers, uniform on (0, 1), in the shapes and shardings of ``tree``."""
+    return _random_like(_uniform, key, tree)
+
+
+def _random_like(
+    draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, tree: Any
+) -> Any:
+    """One stream of ``draw(seed, leaf)`` for each leaf."""
     leaves = jax.tree.leaves(tree)
     seeds = jax.random.bits(key, (len(leaves), 2), jnp.uint32)
-    noise = [
-        _standard_normal(seed, leaf).astype(leaf.dtype)
-        for seed, leaf in zip(seeds, leaves, strict=True)
-    ]
+    noise = [draw(seed, leaf) for seed, leaf in zip(seeds, leaves, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), noise)
