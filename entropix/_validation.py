@@ -21,6 +21,7 @@ def check_number(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> None:
     """Raises unless ``number`` is finite and inside the bounds; tracers and schedules pass.
 
@@ -30,6 +31,7 @@ def check_number(
       above: exclusive lower bound.
       at_least: inclusive lower bound.
       below: exclusive upper bound.
+      at_most: inclusive upper bound.
 
     Raises:
       TypeError: it is neither a number nor an array nor a schedule.
@@ -41,7 +43,7 @@ def check_number(
         number = np.asarray(number)
     if not isinstance(number, Known) or isinstance(number, bool):
         raise TypeError(f"{name} must be a number, got {number!r}")
-    bounds = {">": above, ">=": at_least, "<": below}
+    bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
     accepted = " and ".join(
         f"{sign} {bound}" for sign, bound in bounds.items() if bound is not None
     )
@@ -50,6 +52,7 @@ def check_number(
         and (above is None or np.all(number > above))
         and (at_least is None or np.all(number >= at_least))
         and (below is None or np.all(number < below))
+        and (at_most is None or np.all(number <= at_most))
     )
     if not inside:
         raise ValueError(f"{name} must be finite{accepted and ' and ' + accepted}, got {number}")

@@ -9,7 +9,7 @@ the number of updates in `entropix.couple_replicas`. With ``cap`` the value neve
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +209,48 @@ def cosine(
         return jnp.asarray(_capped(gamma_0 + (gamma_end - gamma_0) * (1 - jnp.cos(phase)) / 2, cap))
 
     return schedule
+
+
+class ParleSchedules(NamedTuple):
+    """Answer of `parle_schedules`.
+
+    Attributes:
+      gamma: coupling of the inner loop, in units of 1 / parameter^2.
+      rho: pull towards the other replicas relative to that towards the own average, without unit.
+    """
+
+    gamma: optax.Schedule
+    rho: optax.Schedule
+
+
+def parle_schedules(batches_per_epoch: int) -> ParleSchedules:
+    r"""Both schedules of `entropix.parle` in the released code.
+
+    .. math:: \gamma_t = \min(0.01 \, s^t, 1), \qquad \rho_t = \min(s^t, 10), \qquad
+              s = 1 + \frac{1}{2 B}
+
+    Args:
+      batches_per_epoch: B, mini-batches of one replica in one pass over its data. At least 1.
+
+    Returns:
+      Schedules of the outer step t.
+
+    Raises:
+      TypeError: ``batches_per_epoch`` is not an integer.
+      ValueError: ``batches_per_epoch`` is below 1.
+
+    Example:
+      >>> gamma, rho = parle_schedules(390)
+      >>> print(f"{gamma(0):.2f} {rho(0):.0f} {gamma(10_000):.0f} {rho(10_000):.0f}")
+      0.01 1 1 10
+
+    Reference:
+      Chaudhari et al., Parle: parallelizing stochastic gradient descent, SysML 2018, released
+      code.
+    """
+    check_integer("batches_per_epoch", batches_per_epoch, at_least=1)
+    growth = 0.5 / batches_per_epoch
+    return ParleSchedules(exponential(0.01, growth, cap=1.0), exponential(1.0, growth, cap=10.0))
 
 
 def automatic(loss: Any, params: optax.Params, *, axis: int = 0) -> jax.Array:

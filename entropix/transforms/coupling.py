@@ -1,6 +1,6 @@
 """Replicated SGD: several copies of a network, pulled towards their mean."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._validation import check_float_leaves, check_integer, check_number
 from entropix.transforms._branch import apply_when
+from entropix.transforms._replica_axes import replica_axes
 from entropix.transforms.langevin import at
 
 
@@ -17,15 +18,20 @@ class CoupleReplicasState(NamedTuple):
 
     Attributes:
       step: number t of updates made, one count for all stacked replicas. # shape=(), dtype=int32
+      center: the moving centre, with length 1 on the stacked axis; zeros before the first coupling.
+        None when the centre is the mean.
     """
 
     step: jax.Array
+    center: optax.Params | None
 
 
 def couple_replicas(
     gamma: optax.ScalarOrSchedule,
     *,
     every: int = 1,
+    center: Literal["mean", "moving"] = "mean",
+    center_rate: optax.ScalarOrSchedule = 0.9,
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
@@ -39,6 +45,14 @@ def couple_replicas(
     ``optax.chain(couple_replicas(gamma, axis=0), optax.adam(1e-3))`` is replicated Adam. Wrap it in
     ``optax.masked`` to couple some layers only.
 
+    With ``center="moving"`` the pull is towards a centre that follows the mean at each coupling,
+
+    .. math:: \tilde x \leftarrow (1 - \beta) \tilde x + \beta \bar x, \qquad
+              d^a \leftarrow d^a + K \gamma (x^a - \tilde x),
+
+    from :math:`\tilde x = \bar x` at the first one. It moves first, so that beta = 1 is the plain
+    mean.
+
     Say where the replicas are by ``axis``, by ``axis_name``, or by both when some of them are
     stacked here and the rest is elsewhere. On the K - 1 uncoupled steps nothing is averaged and
     nothing travels between devices.
@@ -48,6 +62,9 @@ def couple_replicas(
         updates made. At least 0. See `entropix.scoping` for schedules and the units of other
         papers.
       every: K, steps between couplings. At least 1, default 1.
+      center: ``"mean"`` (default) or ``"moving"``.
+      center_rate: beta, the weight of the mean in the moving centre, or a schedule of the number of
+        updates made. From 0 to 1, default 0.9.
       axis: the axis of every leaf along which the replicas are stacked.
       axis_name: name, or tuple of names, of the mapped axes (``vmap``, ``pmap``, ``shard_map``)
         along which the step, written for one replica, is mapped.
@@ -77,30 +94,20 @@ def couple_replicas(
     """
     check_number("gamma", gamma, at_least=0)
     check_integer("every", every, at_least=1)
-    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
-        raise TypeError(
-            f"axis must be a Python integer, got {axis!r}; "
-            "under optax.inject_hyperparams name it in static_args"
-        )
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name or ()
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"axis_name must be a string or a tuple of strings, got {axis_name!r}")
-    if axis is None and not names:
-        raise ValueError(
-            f"axis or axis_name must say where the replicas are, got {axis} and {axis_name!r}"
-        )
+    check_number("center_rate", center_rate, at_least=0, at_most=1)
+    if center not in ("mean", "moving"):
+        raise ValueError(f"center must be 'mean' or 'moving', got {center!r}")
+    replicas = replica_axes(axis, axis_name)
+    moving = center == "moving"
 
     def init_fn(params: optax.Params) -> CoupleReplicasState:
         warn_if_backend_is_faulty()
         check_float_leaves("params", params)
-        if axis is not None:
-            _check_stack(params, axis, alone=not names)
-        return CoupleReplicasState(step=jnp.zeros([], jnp.int32))
-
-    def centre(params: optax.Params) -> optax.Params:
-        if axis is not None:
-            params = jax.tree.map(lambda x: jnp.mean(x, axis, keepdims=True), params)
-        return jax.lax.pmean(params, names) if names else params
+        replicas.check_stack(params, at_least=2)
+        return CoupleReplicasState(
+            step=jnp.zeros([], jnp.int32),
+            center=jax.tree.map(replicas.zeros_like_mean, params) if moving else None,
+        )
 
     def update_fn(
         updates: optax.Updates, state: CoupleReplicasState, params: optax.Params | None = None
@@ -109,56 +116,37 @@ def couple_replicas(
             raise ValueError(
                 "params must be passed to update: tx.update(grads, state, params), got None"
             )
-        if axis is not None:
-            _check_stack(params, axis, alone=not names)
-        _check_names(names, alone=axis is None)
+        replicas.check_stack(params, at_least=2)
+        replicas.check_names(at_least=2)
         coupling = at(gamma, state.step) * every
 
-        def pulled(updates: optax.Updates) -> optax.Updates:
-            # Without the barrier XLA on CPU computes the mean again for each replica that uses it.
-            mean = jax.lax.optimization_barrier(centre(params))
+        def moved(center: optax.Params) -> optax.Params:
+            mean = replicas.mean(params)
+            if not moving:
+                return mean
+            rate = jnp.where(state.step == 0, 1.0, at(center_rate, state.step))
             return jax.tree.map(
-                lambda g, x, c: g + jnp.asarray(coupling, g.dtype) * (x - c).astype(g.dtype),
-                updates, params, mean,
+                lambda c, m: (1 - rate).astype(c.dtype) * c + rate.astype(c.dtype) * m,
+                center, mean,
             )  # fmt: skip
 
+        def pulled(
+            carry: tuple[optax.Updates, optax.Params],
+        ) -> tuple[optax.Updates, optax.Params]:
+            updates, center = carry
+            # Without the barrier XLA on CPU computes the mean again for each replica that uses it.
+            center = jax.lax.optimization_barrier(moved(center))
+            updates = jax.tree.map(
+                lambda g, x, c: g + jnp.asarray(coupling, g.dtype) * (x - c).astype(g.dtype),
+                updates, params, center,
+            )  # fmt: skip
+            return updates, center if moving else None
+
         meets = state.step % every == 0
-        updates = apply_when(meets, pulled, updates, in_place=False)
-        return updates, CoupleReplicasState(optax.safe_increment(state.step))
+        updates, center = apply_when(meets, pulled, (updates, state.center), in_place=False)
+        return updates, CoupleReplicasState(optax.safe_increment(state.step), center)
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _check_stack(params: optax.Params, axis: int, *, alone: bool) -> None:
-    """Raises unless every leaf has the axis, of one length, and of 2 or more where it is alone."""
-    lengths = {}
-    for path, leaf in jax.tree.leaves_with_path(params):
-        where = f"params{jax.tree_util.keystr(path)}"
-        if not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(
-                f"axis {axis} must be the replica axis of every leaf, "
-                f"but {where} has shape {leaf.shape}"
-            )
-        lengths[where] = leaf.shape[axis]
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"axis {axis} must have one length for all leaves, got {lengths}")
-    if alone and 1 in lengths.values():
-        raise ValueError(f"axis {axis} of params must hold 2 replicas or more, got length 1")
-
-
-def _check_names(names: tuple[str, ...], *, alone: bool) -> None:
-    """Raises unless every name is of a mapped axis, together of 2 or more where they are alone."""
-    size = 1
-    for name in names:
-        try:
-            size *= jax.lax.axis_size(name)
-        except NameError:
-            raise ValueError(
-                f"axis_name {name!r} must be the name of an axis that update is mapped over "
-                "(vmap, pmap or shard_map), and no such axis is bound here"
-            ) from None
-    if alone and size == 1 and names:
-        raise ValueError(f"axis_name {names!r} must span 2 replicas or more, got 1")
 
 
 def replicated_sgd(

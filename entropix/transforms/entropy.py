@@ -52,7 +52,7 @@ def entropy_descent(
     inner_steps: int,
     gamma: optax.ScalarOrSchedule,
     noise_std: optax.ScalarOrSchedule = 0.0,
-    ema_decay: float = 0.75,
+    ema_decay: optax.ScalarOrSchedule = 0.75,
     debias: bool = False,
     scale_by_gamma: bool = False,
     reset_inner: bool = True,
@@ -94,10 +94,11 @@ def entropy_descent(
         step. At least 0. See `entropix.scoping`.
       noise_std: standard deviation s of the noise of one inner step, in units of the parameters, or
         a schedule of the outer step. At least 0, default 0.
-      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1. Default 0.75: each new
-        iterate has weight 0.25, as in the released code.
+      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1, or a schedule of the inner
+        step. Default 0.75: each new iterate has weight 0.25, as in the released code.
       debias: whether to divide x - mu by 1 - alpha^L, which takes out the weight that the start x
-        still has in mu (24 % at L = 5, 0.3 % at L = 20). Default False.
+        still has in mu (24 % at L = 5, 0.3 % at L = 20; the product of a schedule's values).
+        Default False.
       scale_by_gamma: whether the outer optimizer is fed with gamma (x - mu), the gradient itself.
         Default
         False: gamma's growth would fight the learning rate's decay.
@@ -189,12 +190,19 @@ def entropy_descent(
         updates = add_noise(updates, noise_key, at(noise_std, state.outer_step))
         # mu <- alpha mu + (1 - alpha) x' in terms of x' - mu, which needs neither mu nor the
         # anchor.
+        decay = at(ema_decay, inner_step)
         lag = jax.tree.map(
-            lambda e, u: jnp.asarray(ema_decay, e.dtype) * (e + u.astype(e.dtype)),
+            lambda e, u: jnp.asarray(decay, e.dtype) * (e + u.astype(e.dtype)),
             loop.lag,
             updates,
         )
         return updates, _Loop(loop.anchor, lag, inner_state)
+
+    def weight_of_start() -> Any:
+        """What x, where mu started, weighs in mu after L steps."""
+        if callable(ema_decay):
+            return jnp.prod(jax.vmap(ema_decay)(jnp.arange(inner_steps)))
+        return ema_decay**inner_steps
 
     def finish(
         params: optax.Params,
@@ -204,7 +212,7 @@ def entropy_descent(
         extra_args: dict[str, Any],
     ) -> tuple[optax.Updates, optax.OptState]:
         """The outer step from the anchor x, with mu = x' - lag at x' = params."""
-        factor = 1 / (1 - ema_decay**inner_steps) if debias else 1
+        factor = 1 / (1 - weight_of_start()) if debias else 1
         if scale_by_gamma:
             factor = factor * at(gamma, state.outer_step)
 

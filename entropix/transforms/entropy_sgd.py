@@ -31,20 +31,20 @@ def _scale_by_outer_learning_rate(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-class _InnerLoop(NamedTuple):
+class InnerLoop(NamedTuple):
     """The inner loop of the paper: SGD, and the noise that goes with its learning rate."""
 
     optimizer: optax.GradientTransformation
     noise_std: optax.ScalarOrSchedule
 
 
-def _inner_sgd(
+def inner_sgd(
     learning_rate: optax.ScalarOrSchedule,
     noise: optax.ScalarOrSchedule,
     momentum: float | None,
     nesterov: bool,
     weight_decay: float,
-) -> _InnerLoop:
+) -> InnerLoop:
     """SGD with pull and weight decay inside the momentum; noise sqrt(eta') eps outside it."""
     check_number("inner_learning_rate", learning_rate, at_least=0)
     check_number("noise", noise, at_least=0)
@@ -60,7 +60,7 @@ def _inner_sgd(
         return jnp.sqrt(rate) * at(noise, outer_step)
 
     silent = isinstance(noise, (int, float)) and noise == 0
-    return _InnerLoop(optimizer, 0.0 if silent else noise_std)
+    return InnerLoop(optimizer, 0.0 if silent else noise_std)
 
 
 def entropy_sgd(
@@ -70,7 +70,7 @@ def entropy_sgd(
     inner_steps: int = 20,
     gamma: optax.ScalarOrSchedule = 1e-4,
     noise: optax.ScalarOrSchedule = 1e-4,
-    ema_decay: float = 0.75,
+    ema_decay: optax.ScalarOrSchedule = 0.75,
     momentum: float | None = 0.9,
     inner_momentum: float | None = 0.9,
     nesterov: bool = True,
@@ -105,7 +105,7 @@ def entropy_sgd(
       noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
         epsilon, the paper's text (its released code adds sqrt(2 eta') epsilon: multiply by 1.41 to
         match). A number or a schedule of the outer step. At least 0, default 1e-4.
-      ema_decay: alpha, the weight of the old average. Default 0.75.
+      ema_decay: alpha, the weight of the old average, see `entropy_descent`. Default 0.75.
       momentum: decay of the outer momentum, or None for none. Default 0.9.
       inner_momentum: decay of the inner momentum, or None for none. Default 0.9.
       nesterov: whether both momenta are Nesterov's. Default True.
@@ -143,7 +143,7 @@ def entropy_sgd(
       2021, Algorithm 1.
     """
     check_number("learning_rate", learning_rate, at_least=0)
-    inner = _inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
+    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
     return entropy_descent(
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
         inner.optimizer,
@@ -170,7 +170,7 @@ def entropy_adam(
     inner_steps: int = 20,
     gamma: optax.ScalarOrSchedule = 1e-4,
     noise: optax.ScalarOrSchedule = 1e-4,
-    ema_decay: float = 0.75,
+    ema_decay: optax.ScalarOrSchedule = 0.75,
     inner_momentum: float | None = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,
@@ -231,7 +231,7 @@ def entropy_adam(
     check_number("learning_rate", learning_rate, at_least=0)
     check_number("b1", b1, at_least=0, below=1)
     check_number("b2", b2, at_least=0, below=1)
-    inner = _inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
+    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
     return entropy_descent(
         optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
         inner.optimizer,

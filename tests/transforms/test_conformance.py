@@ -61,6 +61,20 @@ TRANSFORMS = {
         entropix.replicated_sgd,
         dict(learning_rate=0.02, gamma=0.1, every=3, axis=0), ("axis",), "learning_rate",
     ),
+    "elastic_sgd": Row(
+        entropix.elastic_sgd,
+        dict(learning_rate=0.02, gamma=0.1, every=3, momentum=0.5, axis=0),
+        ("axis",), "center_rate",
+    ),
+    "parle": Row(
+        entropix.parle,
+        dict(gamma=0.1, rho=0.5, axis=0) | DESCENT, ("axis",), "rho", True,
+    ),
+    "heat_sgd": Row(entropix.heat_sgd, dict(gamma=0.1) | DESCENT, (), "learning_rate", True),
+    "hopf_lax_sgd": Row(
+        entropix.hopf_lax_sgd,
+        dict(gamma=0.1, inner_learning_rate=0.02, inner_steps=3), (), "gamma",
+    ),
 }  # fmt: skip
 ROWS = pytest.mark.parametrize("row", TRANSFORMS.values(), ids=TRANSFORMS)
 
