@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from entropix._validation import check_number
@@ -10,7 +11,7 @@ from entropix.transforms.entropy import entropy_descent
 from entropix.transforms.entropy_sgd import inner_sgd
 
 
-def plain_average(inner_step: Any) -> Any:
+def plain_average(inner_step: Any) -> jax.Array:
     r"""The ``ema_decay`` that makes mu the plain average of the start and all inner iterates.
 
     .. math:: \alpha_l = \frac{l + 1}{l + 2}, \qquad
@@ -23,12 +24,13 @@ def plain_average(inner_step: Any) -> Any:
       The weight of the old average.
 
     Example:
-      >>> plain_average(0), plain_average(2)
-      (0.5, 0.75)
+      >>> print(plain_average(0), plain_average(2))
+      0.5 0.75
 
     Reference:
       Chaudhari et al., Deep relaxation, 2017, released code.
     """
+    inner_step = jnp.asarray(inner_step, float)
     return (inner_step + 1) / (inner_step + 2)
 
 

@@ -84,3 +84,89 @@ def replicated_sgd(
                 d = d + every * gamma(step) * (replicas[a] - mean)
             replicas[a] = replicas[a] - learning_rate * optimizer(d)
     return replicas
+
+
+def elastic_sgd(
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    replicas: np.ndarray,
+    *,
+    steps: int,
+    every: int,
+    gamma: Callable[[int], float],
+    center_rate: float,
+    learning_rate: float,
+    momentum: float | None = None,
+    weight_decay: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Zhang et al. 2015, synchronous, the centre moving first: replicas (y, N) and centre."""
+    replicas, center = replicas.copy(), replicas.mean(0)
+    optimizers = [Momentum(momentum, True) for _ in replicas]
+    for step in range(steps):
+        if step % every == 0:
+            center = (1 - center_rate) * center + center_rate * replicas.mean(0)
+        for a, optimizer in enumerate(optimizers):
+            x = replicas[a]
+            d = optimizer(gradient(x, a, step) + weight_decay * x)
+            if step % every == 0:
+                d = d + every * gamma(step) * (x - center)
+            replicas[a] = x - learning_rate * d
+    return replicas, center
+
+
+def parle(
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    replicas: np.ndarray,
+    *,
+    gradients: int,
+    inner_steps: int,
+    gamma: Callable[[int], float],
+    rho: Callable[[int], float],
+    learning_rate: float,
+    inner_learning_rate: float,
+    ema_decay: float,
+    momentum: float | None = None,
+    inner_momentum: float | None = None,
+    reset_inner: bool = False,
+) -> np.ndarray:
+    """Chaudhari et al. 2018 for whole outer steps: the checkpoints x of the replicas, (y, N)."""
+    replicas = replicas.copy()
+    outer = [Momentum(momentum, True) for _ in replicas]
+    inner = [Momentum(inner_momentum, True) for _ in replicas]
+    for outer_step in range(gradients // inner_steps):
+        averages = []
+        for a, x in enumerate(replicas):
+            if reset_inner:
+                inner[a] = Momentum(inner_momentum, True)
+            w = z = x
+            for inner_step in range(inner_steps):
+                d = gradient(w, a, outer_step * inner_steps + inner_step)
+                w = w - inner_learning_rate * inner[a](d + gamma(outer_step) * (w - x))
+                z = ema_decay * z + (1 - ema_decay) * w
+            averages.append(z)
+        r = np.mean(averages, 0)
+        for a, x in enumerate(replicas.copy()):
+            d = (x - averages[a]) + rho(outer_step) * (x - r)
+            replicas[a] = x - learning_rate * outer[a](d)
+    return replicas
+
+
+def relaxation(
+    gradient: Gradient,
+    x: np.ndarray,
+    *,
+    gradients: int,
+    inner_steps: int,
+    gamma: float,
+    average: Callable[[list[np.ndarray]], np.ndarray],
+    learning_rate: float,
+    inner_learning_rate: float,
+) -> np.ndarray:
+    """Chaudhari et al. 2017: x after steps to the average of each loop's L + 1 iterates."""
+    for outer_step in range(gradients // inner_steps):
+        iterates = [x]
+        for inner_step in range(inner_steps):
+            w = iterates[-1]
+            d = gradient(w, outer_step * inner_steps + inner_step) + gamma * (w - x)
+            iterates.append(w - inner_learning_rate * d)
+        x = x - learning_rate * (x - average(iterates))
+    return x
