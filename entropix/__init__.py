@@ -5,6 +5,7 @@ from typing import Any
 from entropix import committee as committee
 from entropix import flatness as flatness
 from entropix import losses as losses
+from entropix import replicas as replicas
 from entropix import scoping as scoping
 from entropix._canary import FaultyBackendWarning as FaultyBackendWarning
 from entropix.transforms import CoupleReplicasState as CoupleReplicasState

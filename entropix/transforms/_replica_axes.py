@@ -1,5 +1,6 @@
 """Where the replicas are: on an axis of every leaf, on mapped axes, or both."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,38 @@ class ReplicaAxes(NamedTuple):
     names: tuple[str, ...]
 
     def mean(self, tree: Any) -> Any:
-        """The mean over all replicas, with length 1 on the stacked axis.
+        """The mean over the replicas that are finite, with length 1 on the stacked axis.
 
-        XLA merges the reductions of all leaves into one all-reduce.
+        A replica that has diverged thus keeps its trouble to itself. XLA merges the reductions of
+        all leaves into one all-reduce.
         """
-        if self.axis is not None:
-            tree = jax.tree.map(lambda x: jnp.mean(x, self.axis, keepdims=True), tree)
-        return jax.lax.pmean(tree, self.names) if self.names else tree
+        if not jax.tree.leaves(tree):
+            return tree
+        finite = self._finite(tree)
+        share = self._pmean(jnp.mean(finite.astype(jnp.float32)))
+
+        def mean(x: jax.Array) -> jax.Array:
+            if self.axis is None:
+                kept = jnp.where(finite, x, jnp.zeros_like(x))
+            else:
+                others = [at for at in range(x.ndim) if at != self.axis % x.ndim]
+                kept = jnp.where(jnp.expand_dims(finite, others), x, jnp.zeros_like(x))
+                kept = jnp.mean(kept, self.axis, keepdims=True)
+            return self._pmean(kept) / share.astype(x.dtype)
+
+        return jax.tree.map(mean, tree)
+
+    def _finite(self, tree: Any) -> jax.Array:
+        """Which of the replicas here are finite, shape (y,) or () where one is mapped."""
+
+        def finite(x: jax.Array) -> jax.Array:
+            others = [at for at in range(x.ndim) if self.axis is None or at != self.axis % x.ndim]
+            return jnp.all(jnp.isfinite(x), tuple(others))
+
+        return functools.reduce(jnp.logical_and, map(finite, jax.tree.leaves(tree)))
+
+    def _pmean(self, x: jax.Array) -> jax.Array:
+        return jax.lax.pmean(x, self.names) if self.names else x
 
     def zeros_like_mean(self, leaf: jax.Array) -> jax.Array:
         """Zeros of the shape, dtype and sharding of the mean of one leaf, which may be abstract."""

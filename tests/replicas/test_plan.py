@@ -1,0 +1,255 @@
+"""The same training on one device, and on several by every backend; traffic of the programs."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import entropix
+from entropix import replicas
+from tests.transforms.regression import DIM, as_tree, loss
+
+Y, STEPS, BATCH = 8, 50, 8
+BACKENDS = ["pmap", "shard_map", "jit"]
+RNG = np.random.default_rng(4)
+BATCHES = [
+    (
+        RNG.normal(size=(Y, BATCH, DIM)).astype(np.float32),
+        RNG.normal(size=(Y, BATCH)).astype(np.float32),
+    )
+    for _ in range(5)
+]
+STARTS = RNG.normal(size=(Y, DIM)).astype(np.float32)
+ALGORITHMS = {
+    "replicated_sgd": lambda **where: entropix.replicated_sgd(0.02, gamma=0.3, every=3, **where),
+    "elastic_sgd": lambda **where: entropix.elastic_sgd(
+        0.02, gamma=0.3, every=3, momentum=0.9, **where
+    ),
+    "parle": lambda **where: entropix.parle(
+        0.5, gamma=0.1, rho=0.5, inner_learning_rate=0.02, inner_steps=5, **where
+    ),
+}
+ALL = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+def one_replica_step(tx, plan=None):
+    """A step of one replica, with its loss as the answer."""
+
+    def step(state, batch):
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        if plan is not None:
+            value, grads = plan.data_mean((value, grads))
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    return step
+
+
+def start(tx, y=Y):
+    params = as_tree(STARTS[:y])
+    return params, replicas.stack_states(tx.init, params)
+
+
+@functools.cache
+def on_one_device(algorithm, y=Y):
+    """The parameters and the last losses of a vmapped step on one device."""
+    tx = ALGORITHMS[algorithm](axis_name="replicas")
+    state = start(tx, y)
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
+    step = jax.jit(jax.vmap(one_replica_step(tx), (axes, 0), (axes, 0), axis_name="replicas"))
+    for at in range(STEPS):
+        state, value = step(state, first(BATCHES[at % 5], y))
+    return state[0], value
+
+
+def first(batch, y):
+    return jax.tree.map(lambda leaf: leaf[:y], batch)
+
+
+def on_devices(algorithm, plan, steps=STEPS):
+    tx = ALGORITHMS[algorithm](axis_name=plan.axis_name)
+    run = plan.run(one_replica_step(tx, plan))
+    state = plan.place(start(tx, plan.replicas))
+    batches = [plan.place_batch(first(batch, plan.replicas)) for batch in BATCHES]
+    for at in range(steps):
+        state, value = run(state, batches[at % 5])
+    return plan.collect(state)[0], plan.collect(value)
+
+
+def assert_same(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+@ALL
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_many_devices_give_what_one_gives(algorithm, backend, devices):
+    plan = replicas.plan(Y, devices=devices, backend=backend)
+    actual, expected = on_devices(algorithm, plan), on_one_device(algorithm)
+    assert_same(actual, expected)
+    assert replicas.spread(expected[0]).total > 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_devices_that_share_a_replica_divide_its_batch(backend):
+    """Two replicas on eight devices: four for each."""
+    plan = replicas.plan(2, devices=8, backend=backend)
+    assert plan.data_shards == 4
+    assert_same(on_devices("replicated_sgd", plan), on_one_device("replicated_sgd", 2))
+
+
+def test_stacked_coupling_is_mapped_coupling():
+    """``axis=0`` over sharded arrays, without a plan, is the same algorithm."""
+    tx = ALGORITHMS["replicated_sgd"](axis=0)
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        grads = jax.vmap(jax.grad(loss))(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    plan = replicas.plan(Y)
+    params = plan.place(as_tree(STARTS))
+    opt_state = tx.init(params)
+    for at in range(STEPS):
+        params, opt_state = step(params, opt_state, plan.place_batch(BATCHES[at % 5]))
+    assert_same(params, on_one_device("replicated_sgd")[0])
+
+
+def collectives(text):
+    """Names of the computations of an HLO text that hold a collective, with how many each."""
+    found, computation = {}, None
+    for line in text.splitlines():
+        if opening := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            computation = opening[1]
+        if re.search(r" (all-|reduce-scatter|collective-)[\w\-]*\(", line):
+            found[computation] = found.get(computation, 0) + 1
+    return found
+
+
+def inside_conditionals(text):
+    """Names of the computations that are branches of a conditional, or bodies of a loop."""
+    pattern = r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^,\s]+))"
+    branches = [group for match in re.finditer(pattern, text) for group in match.groups() if group]
+    bodies = re.findall(r"body=([^,\s]+)", text)
+    return {name.strip(" %") for group in [*branches, *bodies] for name in group.split(",")}
+
+
+@ALL
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_only_traffic_is_one_all_reduce_inside_the_conditional(algorithm, backend):
+    """On 8 devices, whatever the number of leaves."""
+    plan = replicas.plan(2 * Y, devices=8, backend=backend)
+    tx = ALGORITHMS[algorithm](axis_name=plan.axis_name)
+    params = as_tree(np.tile(STARTS, (2, 1)))
+    state = plan.place((params, replicas.stack_states(tx.init, params)))
+    batch = plan.place_batch(jax.tree.map(lambda x: np.concatenate([x, x]), BATCHES[0]))
+    lowered = plan.run(one_replica_step(tx, plan)).lower(state, batch)
+    text = lowered.compile().as_text()
+    assert len(re.findall(r" all-reduce[\w\-]*\(", text)) == 1
+    found = collectives(text)
+    assert sum(found.values()) == 1
+    assert set(found) <= inside_conditionals(text)
+
+
+def test_the_reader_of_programs_sees_unconditional_traffic():
+    """Without a condition the all-reduce is found, and found outside."""
+    plan = replicas.plan(Y, devices=8)
+    x = plan.place(jnp.ones((Y, 3)))
+    text = jax.jit(lambda x: x - x.mean(0)[None]).lower(x).compile().as_text()
+    assert sum(collectives(text).values()) == 1
+    assert not set(collectives(text)) & inside_conditionals(text)
+
+
+def test_counters_are_shared():
+    state = replicas.stack_states(optax.adam(0.1).init, as_tree(STARTS))
+    assert state[0].count.shape == ()
+    assert state[0].mu["a"].shape == (Y, 2)
+    keyed = replicas.stack_states(
+        lambda key, params: entropix.langevin_noise(0.1, key=key).init(params),
+        jax.random.split(jax.random.key(0), Y),
+        as_tree(STARTS),
+    )
+    assert keyed.key.shape == (Y,)
+    assert keyed.step.shape == ()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_replica_keeps_its_own_key(backend):
+    """Noise differs from replica to replica, and is the same however they lie on devices."""
+    plan = replicas.plan(4, devices=2, backend=backend)
+    tx = entropix.langevin_noise(1.0)
+    params = jnp.zeros((4, 3))
+    init = lambda key, params: entropix.langevin_noise(1.0, key=key).init(params)
+    opt_state = replicas.stack_states(init, jax.random.split(jax.random.key(0), 4), params)
+
+    def step(state, batch):
+        params, opt_state = state
+        updates, opt_state = tx.update(params, opt_state, params)
+        return (params + updates, opt_state), None
+
+    state, _ = plan.run(step)(plan.place((params, opt_state)), plan.place_batch(np.zeros((4, 2))))
+    noise = np.asarray(plan.collect(state)[0])
+    alone = [tx.update(params[0], init(key, params[0]))[0] for key in
+             jax.random.split(jax.random.key(0), 4)]  # fmt: skip
+    np.testing.assert_allclose(noise, alone, rtol=1e-6)
+    assert len(set(noise.ravel().tolist())) == 12
+
+
+def test_a_step_is_compiled_once():
+    for backend in BACKENDS:
+        traces = []
+        plan = replicas.plan(4, devices=2, backend=backend)
+
+        def step(state, batch, traces=traces):
+            traces.append(1)
+            return state + batch.mean(), None
+
+        run, state = plan.run(step), plan.place(jnp.zeros(4))
+        for _ in range(3):
+            state, _ = run(state, plan.place_batch(np.ones((4, 2), np.float32)))
+        assert len(traces) == 1
+        np.testing.assert_array_equal(plan.collect(state), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"replicas": 6, "devices": 4}, ValueError,
+            "multiple of the number of devices or a divisor of it, got 6 replicas on 4 devices",
+        ),
+        (
+            {"replicas": 16, "devices": 16}, ValueError,
+            "devices must be at most 8, as many as there are, got 16",
+        ),
+        ({"replicas": 0}, ValueError, "replicas must be an integer >= 1, got 0"),
+        ({"replicas": 2.5}, TypeError, "replicas must be an integer >= 1, got 2.5"),
+        ({"replicas": 8, "devices": 0}, ValueError, "devices must be an integer >= 1, got 0"),
+        ({"replicas": 8, "devices": ()}, ValueError, "got 8 replicas on 0 devices"),
+        ({"replicas": 8, "backend": "mpi"}, ValueError, "backend must be one of .*got 'mpi'"),
+    ],
+)  # fmt: skip
+def test_bad_plans(arguments, error, message):
+    with pytest.raises(error, match=message):
+        replicas.plan(**arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_states_and_batches(backend):
+    plan = replicas.plan(4, devices=2, backend=backend)
+    with pytest.raises(
+        ValueError, match=r"4 replicas on the first axis .* \(3, 2\) at state\['b'\]"
+    ):
+        plan.place({"w": jnp.ones((4, 2)), "b": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match=r"batch must have 4 replicas .* \(5, 8\) at batch\[1\]"):
+        plan.place_batch((np.ones((4, 8)), np.ones((5, 8))))
+    shared = replicas.plan(2, devices=8, backend=backend)
+    with pytest.raises(ValueError, match=r"in a multiple of 4, .*got shape \(2, 6\) at batch"):
+        shared.place_batch(np.ones((2, 6)))
