@@ -78,7 +78,16 @@ class Plan:
         if self.backend != "pmap":
             return jax.device_put(state, self._state_shardings(state))
         rows = self._local_rows()
-        return jax.tree.map(lambda x: self._rows(x)[rows] if x.ndim else x, state)
+        # The sharding of what pmap gives back, so that the second call is not compiled anew.
+        mesh = Mesh(np.asarray(self.devices)[rows], (_DEVICES,))
+        return jax.tree.map(
+            lambda x: (
+                jax.device_put(self._rows(x)[rows], NamedSharding(mesh, P(_DEVICES)))
+                if x.ndim
+                else jax.device_put(x, NamedSharding(mesh, P()))
+            ),
+            state,
+        )
 
     def place_batch(self, batch: Any) -> Any:
         """Puts the mini-batches of one step on the devices.
