@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
@@ -94,7 +96,7 @@ class Plan:
 
         Args:
           batch: of each replica, stacked: leaves of shape (y, b, ...). In several processes each
-            gives the batches of its own devices.
+            gives its own part, see `local_part`.
 
         Returns:
           The batch as `run` takes it.
@@ -103,9 +105,8 @@ class Plan:
           ValueError: a leaf does not hold a batch for each replica, or b does not divide by the
             number of devices that share a replica.
         """
-        shards = self.data_shards
-        local_devices = len(self._local_rows())
-        replicas = max(1, self.replicas * local_devices // len(self.devices))
+        shards, local_devices = self.data_shards, len(self._local_rows())
+        replicas = len(self._local_replicas())
         for path, leaf in jax.tree.leaves_with_path(batch):
             where = f"batch{jax.tree_util.keystr(path)}"
             if not np.ndim(leaf) or np.shape(leaf)[0] != replicas:
@@ -113,10 +114,11 @@ class Plan:
                     f"batch must have {replicas} replicas on the first axis of every leaf, "
                     f"got shape {np.shape(leaf)} at {where}"
                 )
-            if shards > 1 and (np.ndim(leaf) < 2 or np.shape(leaf)[1] % shards):
+            if shards > 1 and (np.ndim(leaf) < 2 or np.shape(leaf)[1] % len(self._local_shards())):
                 raise ValueError(
-                    f"batch must have examples on the second axis, in a multiple of {shards}, the "
-                    f"devices that share a replica, got shape {np.shape(leaf)} at {where}"
+                    "batch must have examples on the second axis, in a multiple of "
+                    f"{len(self._local_shards())}, the devices that share a replica, "
+                    f"got shape {np.shape(leaf)} at {where}"
                 )
         if self.backend != "pmap":
             sharding = NamedSharding(self._mesh(), self._batch_spec())
@@ -132,6 +134,35 @@ class Plan:
 
         return jax.tree.map(split, batch)
 
+    def local_part(self, batch: Any) -> Any:
+        """What this process feeds of the batches of all replicas; all of them where it is alone.
+
+        Args:
+          batch: leaves of shape (y, b, ...), such as the places of the examples in a data set, so
+            that each process reads only its own.
+
+        Returns:
+          Leaves of shape (replicas here, examples here, ...).
+
+        Raises:
+          ValueError: b does not divide by the number of devices that share a replica.
+        """
+        replicas, shards = self._local_replicas(), self._local_shards()
+
+        def part(x: Any) -> Any:
+            mine = np.asarray(x)[replicas]
+            if self.data_shards == 1:
+                return mine
+            if mine.ndim < 2 or mine.shape[1] % self.data_shards:
+                raise ValueError(
+                    f"batch must have examples on the second axis, in a multiple of "
+                    f"{self.data_shards}, the devices that share a replica, got shape {np.shape(x)}"
+                )
+            split = mine.reshape(len(mine), self.data_shards, -1, *mine.shape[2:])[:, shards]
+            return split.reshape(len(mine), -1, *mine.shape[2:])
+
+        return jax.tree.map(part, batch)
+
     def collect(self, tree: Any) -> Any:
         """The replicas stacked on the first axis again, from a state or an answer of `run`."""
         if self.backend != "pmap":
@@ -141,7 +172,8 @@ class Plan:
         def stacked(x: jax.Array) -> Any:
             if not x.ndim:
                 return x
-            return x[:: self.data_shards].reshape(self.replicas, *x.shape[2:])
+            rows = x if jax.process_count() == 1 else _all_rows(x)
+            return rows[:: self.data_shards].reshape(self.replicas, *rows.shape[2:])
 
         return jax.tree.map(stacked, tree)
 
@@ -200,6 +232,16 @@ class Plan:
         here = jax.process_index()
         return np.flatnonzero([device.process_index == here for device in self.devices])
 
+    def _local_replicas(self) -> NDArray[np.int64]:
+        """The replicas that this process's devices hold."""
+        groups = np.unique(self._local_rows() // self.data_shards)
+        per_group = max(1, self.replicas // len(self.devices))
+        return (groups[:, None] * per_group + np.arange(per_group)).ravel()
+
+    def _local_shards(self) -> NDArray[np.int64]:
+        """Which parts of a replica's mini-batch this process's devices take."""
+        return np.unique(self._local_rows() % self.data_shards)
+
     def _rows(self, x: jax.Array) -> jax.Array:
         """(y, ...) as what each device holds, (D, y / D or 1, ...)."""
         if self.data_shards > 1:
@@ -208,33 +250,48 @@ class Plan:
 
 
 class _Pmapped:
-    """A step mapped by ``pmap``, which must be told which leaves are shared."""
+    """A step mapped by ``pmap``, which must be told which leaves are shared, in a hashable way."""
 
     def __init__(self, plan: Plan, step: Step) -> None:
         self._plan, self._step = plan, step
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, Any] = {}
 
     def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        return self.mapped(state)(state, batch)
+        leaves, structure = jax.tree.flatten(state)
+        leaves, answer = self._mapped(leaves, structure)(tuple(leaves), batch)
+        return jax.tree.unflatten(structure, leaves), answer
 
     def lower(self, state: Any, batch: Any) -> Any:
         """The lowered program, as of a jitted function."""
-        return self.mapped(state).lower(state, batch)
+        leaves, structure = jax.tree.flatten(state)
+        return self._mapped(leaves, structure).lower(tuple(leaves), batch)
 
-    def mapped(self, state: Any) -> Any:
-        """The pmapped function for states like this one."""
-        axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
-        leaves, structure = jax.tree.flatten(axes, is_leaf=lambda axis: axis is None)
-        form = structure, tuple(leaves)
-        if form not in self._compiled:
-            self._compiled[form] = jax.pmap(
-                lambda state, batch: _mapped_here(self._step, state, batch),
+    def _mapped(self, leaves: Sequence[jax.Array], structure: Any) -> Any:
+        """The pmapped function of the leaves of states of one structure."""
+        axes = tuple(0 if leaf.ndim else None for leaf in leaves)
+
+        def on_leaves(leaves: tuple[jax.Array, ...], batch: Any) -> tuple[tuple[Any, ...], Any]:
+            state, answer = _mapped_here(self._step, jax.tree.unflatten(structure, leaves), batch)
+            return tuple(jax.tree.leaves(state)), answer
+
+        if (structure, axes) not in self._compiled:
+            self._compiled[structure, axes] = jax.pmap(
+                on_leaves,
                 axis_name=_DEVICES,
                 in_axes=(axes, 0),
                 out_axes=(axes, 0),
                 devices=self._plan.devices,
             )
-        return self._compiled[form]
+        return self._compiled[structure, axes]
+
+
+def _all_rows(x: jax.Array) -> jax.Array:
+    """The rows of all processes, from those of each."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            _all_rows(jax.random.key_data(x)), impl=jax.random.key_impl(x)
+        )
+    return jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _mapped_here(step: Step, state: Any, batch: Any) -> tuple[Any, Any]:
