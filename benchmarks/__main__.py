@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
 import tyro
 
 from benchmarks import compare
+from benchmarks.distributed import main as distributed
 from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
@@ -24,6 +25,7 @@ from benchmarks.speed import main as speed
 # status.
 EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (compare.Compare, compare.run),
+    "distributed": (distributed.Distributed, distributed.run),
     "flatness": (flatness.Flatness, flatness.run),
     "papers": (papers.Papers, papers.run),
     "speed": (speed.Speed, speed.run),

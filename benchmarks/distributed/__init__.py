@@ -1,0 +1,1 @@
+"""`python -m benchmarks distributed`: one training run over the devices of all processes."""

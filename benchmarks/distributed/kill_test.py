@@ -1,0 +1,108 @@
+"""`python -m benchmarks.distributed.kill_test`: SIGKILL at random moments changes no bit.
+
+Runs of `python -m benchmarks distributed` are killed and resumed until they reach their end, and
+the fingerprint of all their parameters is compared with that of a run left alone. The runs are
+forked from one process that has imported everything, and share compiled programs, so that a start
+takes a second or two.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
+    " --xla_force_host_platform_device_count=4"
+).strip()
+
+import jax
+import sklearn.datasets
+import sklearn.model_selection  # noqa: F401
+import tyro
+
+from benchmarks.distributed.main import RESULT, Distributed, run
+
+# Most of the time goes into checkpoints, so that most kills strike while one is being written.
+SHORT = Distributed(steps=60, checkpoint_every=2, batch_size=16, replicas=4, every=3)
+
+
+@dataclass(frozen=True)
+class KillTest:
+    """Kill runs with SIGKILL at random moments; every one must end as the one left alone."""
+
+    kills: int = 20
+    """How many kills in all."""
+    seed: int = 0
+    """Of the moments."""
+
+
+def start(folder: Path, *, resume: bool) -> int:
+    """Forks a run; the process id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        with (folder.parent / f"{folder.name}.log").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        status = run(replace(SHORT, output=folder, resume=resume))
+    finally:
+        # The parent's exit handlers are not the child's to run.
+        os._exit(status)
+
+
+def finished(process: int, patience: float) -> bool:
+    """Whether a run ends within ``patience`` seconds; kills it otherwise."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if os.waitpid(process, os.WNOHANG) != (0, 0):
+            return True
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return False
+
+
+def digest(folder: Path) -> str:
+    """The fingerprint that a finished run wrote."""
+    found: str = json.loads((folder / RESULT).read_text())["digest"]
+    return found
+
+
+def main(config: KillTest) -> int:
+    """Kills and resumes; the exit status is 0 if all ended the same."""
+    moments = random.Random(config.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for name in ("alone", "again"):
+            begin = time.monotonic()
+            finished(start(root / name, resume=False), patience=600.0)
+            seconds = time.monotonic() - begin
+        expected = digest(root / "alone")
+        assert digest(root / "again") == expected, "two runs left alone differ"
+        killed = ends = 0
+        while killed < config.kills:
+            folder = root / f"killed-{ends}"
+            before = killed
+            # `run` answers with an error for a run that is over: the loop ends when it ends.
+            while not finished(start(folder, resume=True), moments.uniform(0, seconds)):
+                killed += 1
+            if digest(folder) != expected:
+                print(f"The run killed {killed - before} times ended differently.")  # noqa: T201
+                return 1
+            ends += 1
+    print(f"{killed} kills in {ends} runs: every run ended as the one left alone.")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(KillTest)))
