@@ -26,7 +26,7 @@ import sklearn.datasets
 import sklearn.model_selection  # noqa: F401
 import tyro
 
-from benchmarks.distributed.main import RESULT, Distributed, run
+from benchmarks.distributed.main import CHECKPOINTS, RESULT, Distributed, run
 
 # Most of the time goes into checkpoints, so that most kills strike while one is being written.
 SHORT = Distributed(steps=60, checkpoint_every=2, batch_size=16, replicas=4, every=3)
@@ -70,6 +70,12 @@ def finished(process: int, patience: float) -> bool:
     return False
 
 
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint is there that Orbax had not finished."""
+    steps = (folder / CHECKPOINTS).glob("*")
+    return any(not (step / "commit_success.txt").exists() for step in steps)
+
+
 def digest(folder: Path) -> str:
     """The fingerprint that a finished run wrote."""
     found: str = json.loads((folder / RESULT).read_text())["digest"]
@@ -89,18 +95,21 @@ def main(config: KillTest) -> int:
             seconds = time.monotonic() - begin
         expected = digest(root / "alone")
         assert digest(root / "again") == expected, "two runs left alone differ"
-        killed = ends = 0
+        killed = in_checkpoints = ends = 0
         while killed < config.kills:
             folder = root / f"killed-{ends}"
             before = killed
-            # `run` answers with an error for a run that is over: the loop ends when it ends.
             while not finished(start(folder, resume=True), moments.uniform(0, seconds)):
                 killed += 1
+                in_checkpoints += half_written(folder)
             if digest(folder) != expected:
                 print(f"The run killed {killed - before} times ended differently.")  # noqa: T201
                 return 1
             ends += 1
-    print(f"{killed} kills in {ends} runs: every run ended as the one left alone.")  # noqa: T201
+    print(  # noqa: T201
+        f"{killed} kills in {ends} runs, {in_checkpoints} with a checkpoint half written: "
+        "every run ended as the one left alone."
+    )
     return 0
 
 
