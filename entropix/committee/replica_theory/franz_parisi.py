@@ -1,7 +1,6 @@
 """Local entropy around a typical solution: the Franz-Parisi potential."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
