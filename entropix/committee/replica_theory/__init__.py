@@ -11,3 +11,5 @@ from entropix.committee.replica_theory.replica_symmetric import (
 from entropix.committee.replica_theory.replica_symmetric import (
     replica_symmetric as replica_symmetric,
 )
+from entropix.committee.replica_theory.wide_minima import WideMinima as WideMinima
+from entropix.committee.replica_theory.wide_minima import wide_minima as wide_minima

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from entropix.committee.replica_theory._gaussian import Quadrature, hazard, log_tail
 from entropix.committee.replica_theory._units import log_majority, symmetric_nodes
 
+# Points of the quasi-Monte-Carlo rule for more than three hidden units.
+SEQUENCE = 2**14
+
 
 class Overlap(NamedTuple):
     """An overlap q with its complement, which rounding would lose near q = 1.
@@ -71,5 +74,5 @@ def energy_slope(
 
 def _committee_energy(gain: jax.Array, hidden_units: int) -> jax.Array:
     """Mean log-probability of a right majority: int prod_k Dz_k log P_majority(gain z)."""
-    nodes, weights = symmetric_nodes(hidden_units)
+    nodes, weights = symmetric_nodes(hidden_units, None if hidden_units <= 3 else SEQUENCE)
     return weights @ jax.vmap(log_majority)(gain * nodes)

@@ -52,7 +52,19 @@ def overlap_at(distance: jax.Array, weights: Weights) -> jax.Array:
     return 1 - 2 * distance if weights == "binary" else jnp.sqrt(1 - distance)
 
 
-def load(alpha: Any) -> jax.Array:
-    """The load as an array of doubles."""
-    check_number("alpha", alpha, at_least=0)
+def check_machine(hidden_units: Any, output: Any, weights: Weights) -> None:
+    """Raises unless the widest minima of this machine are known."""
+    if output not in ("majority", "parity"):
+        raise ValueError(f"output must be 'majority' or 'parity', got {output!r}")
+    if output == "parity" and hidden_units != math.inf:
+        check_integer("hidden_units", hidden_units, at_least=1)
+    else:
+        check_hidden_units(hidden_units, accepted="an odd integer or math.inf for a majority")
+    if weights == "binary" and hidden_units != 1:
+        raise ValueError(f"hidden_units must be 1 for binary weights, got {hidden_units!r}")
+
+
+def load(alpha: Any, *, above: float | None = None) -> jax.Array:
+    """The load as an array of doubles, at least 0."""
+    check_number("alpha", alpha, at_least=0, above=above)
     return jnp.asarray(alpha, float)

@@ -11,7 +11,6 @@ from jax.scipy.special import ndtri
 
 from entropix.committee.replica_theory._gaussian import gaussian_quadrature, log_tail
 
-LATTICE_SIZE = 2**14
 # Logarithm of the probability 0; finite, so that derivatives are.
 NEVER = -1e30
 
@@ -54,22 +53,23 @@ def log_even_parity(fields: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def symmetric_nodes(units: int) -> tuple[jax.Array, jax.Array]:
+def symmetric_nodes(units: int, size: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Nodes and weights for integrals of symmetric functions over K normal variables.
 
-    Up to K = 3 a product of trapezoidal rules, of which only the ordered nodes are kept; beyond, a
-    Kronecker sequence: point n is the fraction of n (1/r, 1/r^2, ...), r the root of
-    r^(K+1) = r + 1, mapped by the inverse of the normal distribution, reflected, z and -z, and
+    A product of trapezoidal rules, of which only the ordered nodes are kept; or, where K is too
+    large for it, a Kronecker sequence: point n is the fraction of n (1/r, 1/r^2, ...), r the root
+    of r^(K+1) = r + 1, mapped by the inverse of the normal distribution, reflected, z and -z, and
     made to integrate every quadratic form exactly.
 
     Args:
       units: K.
+      size: G, points of the sequence. Default None: the product, for K up to 3.
 
     Returns:
       The nodes, of shape (G, K), and their weights, of shape (G,) and sum 1.
     """
     with jax.ensure_compile_time_eval():
-        return _ordered_grid(units) if units <= 3 else _kronecker_sequence(units)
+        return _kronecker_sequence(units, size) if size else _ordered_grid(units)
 
 
 def _ordered_grid(units: int) -> tuple[jax.Array, jax.Array]:
@@ -83,15 +83,15 @@ def _ordered_grid(units: int) -> tuple[jax.Array, jax.Array]:
     return line[index], jnp.prod(weights[index], axis=1) * jnp.asarray(permutations)
 
 
-def _kronecker_sequence(units: int) -> tuple[jax.Array, jax.Array]:
+def _kronecker_sequence(units: int, size: int) -> tuple[jax.Array, jax.Array]:
     """Equally weighted nodes of low discrepancy."""
     ratio = 2.0
     for _ in range(60):
         ratio = (1 + ratio) ** (1 / (units + 1))
     steps = ratio ** -np.arange(1, units + 1)
-    points = (0.5 + np.arange(1, LATTICE_SIZE // 2 + 1)[:, None] * steps[None]) % 1
+    points = (0.5 + np.arange(1, size // 2 + 1)[:, None] * steps[None]) % 1
     nodes = ndtri(jnp.asarray(points))
     nodes = jnp.concatenate([nodes, -nodes])
-    factor = jnp.linalg.cholesky(nodes.T @ nodes / LATTICE_SIZE)
+    factor = jnp.linalg.cholesky(nodes.T @ nodes / size)
     nodes = jax.scipy.linalg.solve_triangular(factor, nodes.T, lower=True).T
-    return nodes, jnp.full(LATTICE_SIZE, 1 / LATTICE_SIZE)
+    return nodes, jnp.full(size, 1 / size)
