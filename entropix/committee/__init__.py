@@ -23,3 +23,8 @@ from entropix.committee.patterns import shuffle_pixels as shuffle_pixels
 from entropix.committee.patterns import teacher_student as teacher_student
 from entropix.committee.patterns import two_classes as two_classes
 from entropix.committee.replicated_lal import replicated_lal as replicated_lal
+from entropix.committee.robustness import NoiseRobustness as NoiseRobustness
+from entropix.committee.robustness import noise_robustness as noise_robustness
+from entropix.committee.surrogate_sgd import cross_entropy as cross_entropy
+from entropix.committee.surrogate_sgd import surrogate_loss as surrogate_loss
+from entropix.committee.surrogate_sgd import surrogate_sgd as surrogate_sgd

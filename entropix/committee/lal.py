@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from entropix._noise import check_key, fresh_key
 from entropix._validation import check_integer, check_number
+from entropix.committee._batches import random_order
 from entropix.committee._messages import Problem
 from entropix.committee.model import Committee, check_examples, check_weights
 
@@ -116,7 +117,8 @@ def least_action_learning(
     """
     if learning_rate is None:
         learning_rate = 2.0 if model.weights == "binary" else 0.1
-    problem, dtype = checked_problem(model, patterns, labels, key, learning_rate, max_epochs)
+    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    check_number("learning_rate", learning_rate, above=0)
     if init is not None:
         check_weights("init", model, init)
         init = jnp.asarray(init, dtype)
@@ -183,7 +185,8 @@ def entropic_lal(
         raise ValueError(
             f"model must have spherical weights, got {model.weights}; see replicated_lal"
         )
-    problem, dtype = checked_problem(model, patterns, labels, key, learning_rate, max_epochs)
+    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    check_number("learning_rate", learning_rate, above=0)
     check_integer("replicas", replicas, at_least=2)
     check_number("attraction", attraction, at_least=0)
     return _entropic_lal(
@@ -203,11 +206,12 @@ def _least_action_learning(
     max_epochs: int,
 ) -> Learned:
     """The compiled part of `least_action_learning`."""
+    count = problem.labels.shape[0]
     start_key, order_key = jax.random.split(key)
     hidden = model.random_weights(start_key, rate.dtype) if init is None else init
 
     def epoch(hidden: jax.Array, index: jax.Array) -> jax.Array:
-        order = random_order(jax.random.fold_in(order_key, index), problem)
+        order = random_order(jax.random.fold_in(order_key, index), count)
 
         def learn(hidden: jax.Array, example: jax.Array) -> tuple[jax.Array, None]:
             return hidden + rate * correction(model, _used(model, hidden), problem, example), None
@@ -230,6 +234,7 @@ def _entropic_lal(
     max_epochs: int,
 ) -> Learned:
     """The compiled part of `entropic_lal`."""
+    count = problem.labels.shape[0]
     start_key, order_key = jax.random.split(key)
     start = model.random_weights(start_key, rate.dtype)
 
@@ -238,8 +243,8 @@ def _entropic_lal(
 
     def epoch(weights: jax.Array, index: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(order_key, index), replicas)
-        orders = jax.vmap(lambda one: random_order(one, problem))(keys)
-        pull = attraction * index.astype(rate.dtype) / problem.labels.shape[0]
+        orders = jax.vmap(lambda one: random_order(one, count))(keys)
+        pull = attraction * index.astype(rate.dtype) / count
 
         def learn(weights: jax.Array, examples: jax.Array) -> tuple[jax.Array, None]:
             corrections = jax.vmap(lambda w, example: correction(model, w, problem, example))(
@@ -305,18 +310,12 @@ def correction(
     return sides[:, None] * model.unit_inputs(pattern)[0]
 
 
-def random_order(key: jax.Array, problem: Problem) -> jax.Array:
-    """All examples in random order."""
-    return jax.random.permutation(key, problem.labels.shape[0])
-
-
 def checked_problem(
-    model: Committee, patterns: Any, labels: Any, key: Any, rate: Any, max_epochs: Any
+    model: Committee, patterns: Any, labels: Any, key: Any, max_epochs: Any
 ) -> tuple[Problem, Any]:
     """The examples, and the type to compute in; or an error that names the argument."""
     check_examples(model, patterns, labels)
     check_key(key)
-    check_number("learning_rate", rate, above=0)
     check_integer("max_epochs", max_epochs, at_least=1)
     dtype = jnp.result_type(patterns)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)

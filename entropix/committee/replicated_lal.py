@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from entropix._noise import fresh_key
 from entropix._validation import check_integer, check_number
+from entropix.committee._batches import random_batches
 from entropix.committee._messages import Problem
 from entropix.committee.lal import (
     Learned,
     checked_problem,
     correction,
-    random_order,
     until_solved,
 )
 from entropix.committee.model import Committee
@@ -76,7 +76,7 @@ def replicated_lal(
     """
     if model.weights != "binary":
         raise ValueError(f"model must have binary weights, got {model.weights}; see entropic_lal")
-    problem, dtype = checked_problem(model, patterns, labels, key, 2.0, max_epochs)
+    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
     check_integer("replicas", replicas, at_least=3)
     if replicas % 2 == 0:
         raise ValueError(f"replicas must be odd, got {replicas}")
@@ -111,18 +111,11 @@ def _replicated_lal(
 ) -> Learned:
     """The compiled part of `replicated_lal`."""
     count = problem.labels.shape[0]
-    batches = -(-count // batch_size)
     start_key, order_key = jax.random.split(key)
     start = model.random_weights(start_key, attraction.dtype)
 
     def majority(hidden: jax.Array) -> jax.Array:
         return model.normalize(jnp.sum(model.normalize(hidden), axis=0))
-
-    def batch_orders(key: jax.Array) -> jax.Array:
-        """Examples batch by batch; -1 fills up the last batch. # shape=(batches, batch_size)."""
-        order = random_order(key, problem)
-        filled = jnp.pad(order, (0, batches * batch_size - count), constant_values=-1)
-        return filled.reshape(batches, batch_size)
 
     def batch_correction(hidden: jax.Array, batch: jax.Array) -> jax.Array:
         weights = model.normalize(hidden)
@@ -139,8 +132,8 @@ def _replicated_lal(
             centre = jnp.tanh(coupling * jnp.mean(weights, axis=0, keepdims=True))
             return hidden + attraction * (centre - weights), None
 
-        orders = jnp.swapaxes(jax.vmap(batch_orders)(keys), 0, 1)
-        hidden, _ = jax.lax.scan(learn, hidden, orders)
+        batches = jax.vmap(lambda one: random_batches(one, count, batch_size))(keys)
+        hidden, _ = jax.lax.scan(learn, hidden, jnp.swapaxes(batches, 0, 1))
         return hidden
 
     hidden = jnp.broadcast_to(start, (replicas, *start.shape))
