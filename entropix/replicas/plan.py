@@ -1,5 +1,6 @@
 """A step written for one replica, run on y replicas over D devices."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -78,7 +79,7 @@ class Plan:
                     f"with axes, got shape {leaf.shape} at state{jax.tree_util.keystr(path)}"
                 )
         if self.backend != "pmap":
-            return jax.device_put(state, self._state_shardings(state))
+            return jax.tree.map(_put, state, self._state_shardings(state))
         rows = self._local_rows()
         # The sharding of what pmap gives back, so that the second call is not compiled anew.
         mesh = Mesh(np.asarray(self.devices)[rows], (_DEVICES,))
@@ -166,8 +167,7 @@ class Plan:
     def collect(self, tree: Any) -> Any:
         """The replicas stacked on the first axis again, from a state or an answer of `run`."""
         if self.backend != "pmap":
-            everywhere = NamedSharding(self._mesh(), P())
-            return jax.tree.map(lambda x: jax.device_put(x, everywhere), tree)
+            return _moved(tree, NamedSharding(self._mesh(), P()))
 
         def stacked(x: jax.Array) -> Any:
             if not x.ndim:
@@ -283,6 +283,26 @@ class _Pmapped:
                 devices=self._plan.devices,
             )
         return self._compiled[structure, axes]
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _moved(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of these devices in another sharding over them."""
+    return jax.lax.with_sharding_constraint(tree, sharding)
+
+
+def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The array in a sharding, which may be over devices of other processes that have it too."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if not x.is_fully_addressable:
+        return _moved(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            _put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
+        )
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda place: whole[place])
 
 
 def _all_rows(x: jax.Array) -> jax.Array:
