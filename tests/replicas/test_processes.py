@@ -23,7 +23,8 @@ def free_port():
 
 def join(command, processes, timeout=300):
     """Runs ``command + [process id]`` in so many processes; what each printed."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    # One device in each, unless the command asks for more.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     started = [
         subprocess.Popen(
             [*command, str(at)], cwd=ROOT, env=environment, text=True,

@@ -1,0 +1,159 @@
+"""The distributed run: kills, other layouts on resuming, several processes, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.distributed import main, training
+from benchmarks.distributed.main import Distributed, run
+from benchmarks.errors import UsageError
+from tests.replicas.test_processes import free_port, join
+
+ROOT = Path(__file__).parents[2]
+SHORT = Distributed(steps=20, checkpoint_every=10, batch_size=16, every=3, replicas=4, devices=2)
+
+
+def result(folder):
+    return json.loads((folder / main.RESULT).read_text())
+
+
+def center(folder):
+    with np.load(folder / main.CENTER) as arrays:
+        return dict(arrays)
+
+
+def assert_same_center(folder, other, atol=1e-6):
+    mine, theirs = center(folder), center(other)
+    assert list(mine) == list(theirs)
+    for name in mine:
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run left alone, on the jit backend."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert run(replace(SHORT, output=folder)) == 0
+    return folder
+
+
+def test_the_record_of_a_run(alone):
+    found = result(alone)
+    assert found["step"] == 20
+    assert found["replaced"] == 0
+    assert found["layouts"] == [{"replicas": 4, "devices": 2}]
+    assert len(found["losses"]) == 2
+    assert found["losses"][1] < found["losses"][0] < 2.3
+    assert found["test_error_of_centre"] < 0.9
+    assert found["spread"] > 0
+    assert sorted(path.name for path in (alone / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_other_backends_and_a_resumed_run_end_the_same(alone, tmp_path, capsys):
+    first = tmp_path / "first"
+    run(replace(SHORT, output=first, steps=10, backend="pmap"))
+    run(replace(SHORT, output=first, resume=True, keep=1))
+    assert "Resumed at step 10, 4 replicas on 2 devices there" in capsys.readouterr().out
+    assert_same_center(first, alone)
+    assert [path.name for path in (first / "checkpoints").iterdir()] == ["20"]
+
+
+def test_resuming_on_other_replicas_and_devices_keeps_the_centre(tmp_path, capsys):
+    """8 replicas on 4 devices, 4 on 2, and back."""
+    folder = tmp_path / "run"
+    losses, centers = [], []
+    for count, devices in ((8, 4), (4, 2), (8, 4)):
+        run(replace(SHORT, output=folder, replicas=count, devices=devices, resume=bool(losses)))
+        losses.append(result(folder)["train_loss_of_centre"])
+        centers.append(center(folder))
+    for other in centers[1:]:
+        for name in centers[0]:
+            np.testing.assert_allclose(other[name], centers[0][name], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    # And it trains on from there without a jump.
+    run(replace(SHORT, output=folder, replicas=4, devices=2, resume=True, steps=22))
+    found = result(folder)
+    assert found["train_loss_of_centre"] < 1.2 * losses[0]
+    assert found["layouts"][-1] == {"replicas": 4, "devices": 2}
+    assert "8 replicas on 4 devices there" in capsys.readouterr().out
+
+
+def test_killed_at_random_moments_it_ends_as_the_run_left_alone():
+    """A few of the kills of `benchmarks.distributed.kill_test`, which makes 20 by default."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.distributed.kill_test", "--kills", "3"],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "every run ended as the one left alone" in finished.stdout
+
+
+def test_two_processes_end_as_one(alone, tmp_path):
+    """One device each; what one process wrote, the other has not."""
+    options = ["--steps", "20", "--checkpoint-every", "10", "--batch-size", "16", "--every", "3"]
+    options += ["--output", str(tmp_path / "run"), "--processes", "2"]
+    options += ["--coordinator", f"localhost:{free_port()}", "--process-id"]
+    outputs = join([sys.executable, "-m", "benchmarks", "distributed", *options], 2)
+    assert "step 20" in outputs[0]
+    written = [line for line in outputs[1].splitlines() if not line.startswith("[Gloo]")]
+    assert written == []
+    assert_same_center(tmp_path / "run", alone)
+    assert result(tmp_path / "run")["processes"] == 2
+    # One process alone goes on from what the two have written.
+    run(replace(SHORT, output=tmp_path / "run", resume=True, steps=21))
+    assert result(tmp_path / "run")["step"] == 21
+
+
+def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, capsys):
+    original = training.initial_state
+
+    def with_one_bad(network, tx, seed, count):
+        state = original(network, tx, seed, count)
+        params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.params)
+        return state._replace(params=params)
+
+    monkeypatch.setattr(main, "initial_state", with_one_bad)
+    run(replace(SHORT, output=tmp_path / "run"))
+    found = result(tmp_path / "run")
+    assert found["replaced"] == 1
+    assert np.isfinite(found["train_loss_of_centre"])
+    assert np.isfinite(found["losses"][-1])
+    assert "1 replicas replaced by the centre of the others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replicas": 6, "devices": 4}, "got 6 replicas on 4 devices"),
+        ({"devices": 99}, "--devices must be at most 8, as many as there are, got 99"),
+        ({"replicas": 2, "devices": 8, "batch_size": 18}, "--batch-size must be a multiple of 4"),
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be at least 0, got -1.0"),
+        ({"algorithm": "magic"}, "algorithm 'magic' is unknown; accepted: replicated_sgd"),
+        ({"backend": "mpi"}, "backend 'mpi' is unknown; accepted: pmap, shard_map, jit"),
+        ({"resume": True}, "--resume needs --output"),
+        ({"coordinator": "localhost:1"}, "--coordinator, --processes and --process-id go together"),
+    ],
+)
+def test_what_is_refused_before_any_work(changes, message):
+    with pytest.raises(UsageError, match=message):
+        run(replace(SHORT, **changes))
+
+
+def test_nothing_is_overwritten(alone):
+    before = {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="is not empty; give --resume"):
+        run(replace(SHORT, output=alone))
+    with pytest.raises(UsageError, match="another run: model 'mlp' there, 'lenet' here"):
+        run(replace(SHORT, output=alone, resume=True, model="lenet"))
+    with pytest.raises(UsageError, match="is at step 20, past --steps 5"):
+        run(replace(SHORT, output=alone, resume=True, steps=5))
+    assert {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()} == before
