@@ -37,22 +37,32 @@ from benchmarks.results import Results
 
 ENTROPY_SGD = "Chaudhari et al., Entropy-SGD, ICLR 2017"
 VARIATIONAL = "Chaudhari and Soatto, SGD performs variational inference, ICLR 2018"
-HEAD = ("quantity", "paper", "here")
+HEAD = ("quantity", "paper", "here", "here / paper")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A quantity that a paper prints.
+    """A quantity of a paper's network.
 
     Attributes:
-      quantity: what it is.
-      paper: as printed there; nothing where the paper does not say.
-      here: the same from what was measured.
+      quantity: what it is, with its unit.
+      here: its value in what was measured, and the value as text with its uncertainty.
+      paper: the value that the paper prints; None where it prints none.
+      printed: how the paper prints it, where that is more than the number.
     """
 
     quantity: str
-    paper: str
-    here: Callable[[Results], str]
+    here: Callable[[Results], tuple[float, str]]
+    paper: float | None = None
+    printed: str = ""
+
+    def row(self, found: Results) -> tuple[str, str, str, str]:
+        """The quantity, the paper's, the one here, and their quotient."""
+        value, text = self.here(found)
+        if self.paper is None:
+            return self.quantity, "", text, ""
+        printed = self.printed or f"{self.paper:,g}"
+        return self.quantity, printed, text, f"{value / self.paper:.2f}"
 
 
 @dataclass(frozen=True)
@@ -99,65 +109,90 @@ class Papers:
     """Folder to write; by default runs/papers-<time>."""
 
 
-def test_error(found: Results) -> str:
-    """Of all test images."""
-    return f"{100 * found['scores']['test_error']:.2f} %"
+def test_error(found: Results) -> tuple[float, str]:
+    """Of all test images, in per cent."""
+    error = 100 * found["scores"]["test_error"]
+    return error, f"{error:.2f}"
 
 
-def share_below(threshold: str) -> Callable[[Results], str]:
-    """Share of the eigenvalues that are nearer to 0 than a threshold."""
+def share_below(threshold: str) -> Callable[[Results], tuple[float, str]]:
+    """Share of the eigenvalues that are nearer to 0 than a threshold, in per cent."""
 
-    def share(found: Results) -> str:
+    def share(found: Results) -> tuple[float, str]:
         estimate = found["measured"]["spectrum"]["fraction_below"][threshold]
-        return f"{100 * estimate['mean']:.1f} ± {100 * estimate['std_error']:.1f} %"
+        mean, std_error = (100 * estimate[part] for part in ("mean", "std_error"))
+        return mean, f"{mean:.1f} ± {std_error:.1f}"
 
     return share
 
 
-def extreme(end: str) -> Callable[[Results], str]:
+def node_spacing(found: Results) -> tuple[float, str]:
+    """The mean distance of the two quadrature nodes that are nearest to 0 from either side."""
+    nodes = np.array(found["measured"]["spectrum"]["nodes"])
+    above = np.where(nodes > 0, nodes, np.inf).min(axis=1)
+    below = np.where(nodes < 0, nodes, -np.inf).max(axis=1)
+    spacing = float(np.mean(above - below))
+    return spacing, f"{spacing:.1e}"
+
+
+def extreme(end: str) -> Callable[[Results], tuple[float, str]]:
     """The outermost eigenvalue of one end, with its residual."""
 
-    def value(found: Results) -> str:
+    def value(found: Results) -> tuple[float, str]:
         measured = found["measured"]["eigenvalues"][end]
+        outermost, residual = measured["values"][0], measured["residuals"][0]
         converged = "" if measured["converged"] else ", not converged"
-        return f"{measured['values'][0]:.4g} (residual {measured['residuals'][0]:.0e}{converged})"
+        return outermost, f"{outermost:.4g} (residual {residual:.0e}{converged})"
 
     return value
 
 
-def asymmetry(found: Results) -> str:
+def asymmetry(found: Results) -> tuple[float, str]:
     """Length of the positive tail in units of the negative one."""
     ends = found["measured"]["eigenvalues"]
-    return f"{-ends['largest']['values'][0] / ends['smallest']['values'][0]:.0f}"
+    quotient = -ends["largest"]["values"][0] / ends["smallest"]["values"][0]
+    return quotient, f"{quotient:.0f}"
 
 
-def rank(found: Results) -> str:
-    """Rank of D in parts of the parameters, with its threshold."""
+def rank(found: Results) -> tuple[float, str]:
+    """Rank of D in per cent of the parameters."""
     noise = found["measured"]["gradient_noise"]
     share = 100 * noise["rank"] / noise["parameters"]
-    return (
-        f"{share:.2f} % ({noise['rank']} above {noise['relative_threshold']:.1e} of the largest, "
-        f"{noise['examples']:,} examples)"
-    )
+    return share, f"{share:.2f} ({noise['rank']})"
 
 
-def noise_eigenvalues(found: Results) -> str:
-    """Mean and standard deviation over all eigenvalues of D, the zeros included."""
+def rank_threshold(found: Results) -> tuple[float, str]:
+    """Share of the largest eigenvalue of D above which one counts."""
+    threshold = found["measured"]["gradient_noise"]["relative_threshold"]
+    return threshold, f"{threshold:.2e}"
+
+
+def noise_mean(found: Results) -> tuple[float, str]:
+    """Mean of all eigenvalues of D, the zeros included, times 1000."""
     noise = found["measured"]["gradient_noise"]
-    size = noise["parameters"]
-    mean = noise["trace"] / size
-    square = sum(np.square(noise["eigenvalues"])) / size
-    return f"({1e3 * mean:.2g} ± {1e3 * math.sqrt(square - mean**2):.2g})e-3"
+    mean = 1e3 * noise["trace"] / noise["parameters"]
+    return mean, f"{mean:.2f}"
 
 
-def participation(found: Results) -> str:
+def noise_deviation(found: Results) -> tuple[float, str]:
+    """Standard deviation of all eigenvalues of D, times 1000."""
+    noise = found["measured"]["gradient_noise"]
+    mean = noise["trace"] / noise["parameters"]
+    square = sum(np.square(noise["eigenvalues"])) / noise["parameters"]
+    deviation = 1e3 * math.sqrt(square - mean**2)
+    return deviation, f"{deviation:.1f}"
+
+
+def participation(found: Results) -> tuple[float, str]:
     """The number of directions that share the noise."""
-    return f"{found['measured']['gradient_noise']['participation_ratio']:.3g}"
+    ratio = found["measured"]["gradient_noise"]["participation_ratio"]
+    return ratio, f"{ratio:.3g}"
 
 
-def parameters(found: Results) -> str:
+def parameters(found: Results) -> tuple[float, str]:
     """Numbers that are trained."""
-    return f"{found['model']['parameters']:,}"
+    count = found["model"]["parameters"]
+    return count, f"{count:,}"
 
 
 HESSIAN = ("spectrum", "eigenvalues")
@@ -171,12 +206,13 @@ CASES: dict[str, Case] = {
         HESSIAN,
         ("spectrum", plots.spectrum),
         (
-            Fact("parameters", "50,890", parameters),
-            Fact("test error", "2.5 %", test_error),
-            Fact("eigenvalues with |λ| < 0.01", "90 %", share_below("0.01")),
-            Fact("largest eigenvalue", "", extreme("largest")),
-            Fact("smallest eigenvalue", "", extreme("smallest")),
-            Fact("largest over smallest, absolute", "", asymmetry),
+            Fact("parameters", parameters, 50_890),
+            Fact("test error, %", test_error, 2.5),
+            Fact("eigenvalues with |λ| < 0.01, %", share_below("0.01"), 90),
+            Fact("spacing of the nodes at 0", node_spacing),
+            Fact("largest eigenvalue", extreme("largest")),
+            Fact("smallest eigenvalue", extreme("smallest")),
+            Fact("largest over smallest, absolute", asymmetry),
         ),
     ),
     "small_lenet": Case(
@@ -187,12 +223,13 @@ CASES: dict[str, Case] = {
         HESSIAN,
         ("spectrum", plots.spectrum),
         (
-            Fact("parameters", "47,658", parameters),
-            Fact("test error", "2.4 %", test_error),
-            Fact("eigenvalues with |λ| < 0.0001", "about 94 %", share_below("0.0001")),
-            Fact("largest eigenvalue", "about 40", extreme("largest")),
-            Fact("smallest eigenvalue", "-0.46", extreme("smallest")),
-            Fact("largest over smallest, absolute", "about 87", asymmetry),
+            Fact("parameters", parameters, 47_658),
+            Fact("test error, %", test_error, 2.4),
+            Fact("eigenvalues with |λ| < 0.0001, %", share_below("0.0001"), 94, "about 94"),
+            Fact("spacing of the nodes at 0", node_spacing),
+            Fact("largest eigenvalue", extreme("largest"), 40, "about 40"),
+            Fact("smallest eigenvalue", extreme("smallest"), -0.46),
+            Fact("largest over smallest, absolute", asymmetry, 40 / 0.46, "about 87"),
         ),
     ),
     "tiny_lenet": Case(
@@ -201,11 +238,13 @@ CASES: dict[str, Case] = {
         ("gradient_noise",),
         ("gradient_noise", plots.gradient_noise),
         (
-            Fact("parameters", "13,338", parameters),
-            Fact("test error", "", test_error),
-            Fact("rank of D, share of the parameters", "1.8 %", rank),
-            Fact("eigenvalues of D, mean ± deviation", "(0.3 ± 2.11)e-3", noise_eigenvalues),
-            Fact("participation ratio of D", "", participation),
+            Fact("parameters", parameters, 13_338),
+            Fact("test error, %", test_error),
+            Fact("rank of D, % of the parameters", rank, 1.8),
+            Fact("threshold of the rank, of the largest", rank_threshold, 1.6e-3, "1.6e-3"),
+            Fact("eigenvalues of D, mean, 1e-3", noise_mean, 0.3),
+            Fact("eigenvalues of D, deviation, 1e-3", noise_deviation, 2.11),
+            Fact("participation ratio of D", participation),
         ),
     ),
 }  # fmt: skip
@@ -229,6 +268,13 @@ def run(config: Papers) -> int:
             one = examine(adapted(case, config), folder / name, bars, case.estimators)
             found["networks"][name] = one
             write_text(folder / "results.json", json.dumps(found, indent=1) + "\n")
+    write(folder, found)
+    show(found, folder)
+    return 0
+
+
+def write(folder: Path, found: Results) -> None:
+    """Writes the plots, report.md and report.html."""
     pictures = {
         name: save(folder, f"{name}_{CASES[name].picture[0]}", CASES[name].picture[1], one)
         for name, one in found["networks"].items()
@@ -236,8 +282,6 @@ def run(config: Papers) -> int:
     blocks = compose(found, pictures)
     write_text(folder / "report.md", to_markdown(blocks))
     write_text(folder / "report.html", to_html(blocks, "Spectra of two papers"))
-    show(found, folder)
-    return 0
 
 
 def adapted(case: Case, config: Papers) -> Flatness:
@@ -254,9 +298,9 @@ def adapted(case: Case, config: Papers) -> Flatness:
     )
 
 
-def rows(name: str, found: Results) -> list[tuple[str, str, str]]:
+def rows(name: str, found: Results) -> list[tuple[str, str, str, str]]:
     """The facts of one network beside the paper's."""
-    return [(fact.quantity, fact.paper, fact.here(found)) for fact in CASES[name].facts]
+    return [fact.row(found) for fact in CASES[name].facts]
 
 
 def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
@@ -264,12 +308,13 @@ def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
     blocks: list[Block] = [
         Heading("Spectra of two papers", level=1),
         Paragraph(
-            "The papers diagonalised dense matrices; here the share of eigenvalues near zero is "
-            "from Lanczos quadrature, whose ± is the standard error over probe vectors and does "
-            "not know of eigenvalues that the quadrature cannot tell from zero. The ends of the "
+            "The papers diagonalised dense matrices. Here the share of eigenvalues near zero is "
+            "from Lanczos quadrature: its ± is the standard error over probe vectors, and "
+            "eigenvalues nearer to zero than the spacing of its nodes there are not told apart, so "
+            "that a threshold below the spacing asks more than it can answer. The ends of the "
             "spectrum are from restarted Lanczos, with their residuals. Training recipes are not "
-            "the papers', and the minima need not be theirs: where a number is not the paper's, "
-            "the table says so by itself. Empty cells: the paper does not print it."
+            "the papers', whose minima these need not be: the last column is 1 where a number "
+            "reproduces, and else it does not. Empty cells: the paper does not print it."
         ),
         Code(found["command"]),
     ]

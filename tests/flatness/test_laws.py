@@ -1,0 +1,150 @@
+"""What every estimator of a loss must obey: chunks, devices, eager evaluation, bad problems."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from entropix.flatness import (
+    exact_hessian,
+    gauss_newton_operator,
+    gradient_noise,
+    hessian_operator,
+    hessian_spectrum,
+    layer_temperature,
+    linear_barrier,
+    local_energy,
+    local_entropy,
+    loss_slice,
+    sam_sharpness,
+    top_eigenvalues,
+    trace,
+)
+from tests.flatness import problems
+
+
+def same(params, batch):
+    return params
+
+
+def doubled(params):
+    return jax.tree.map(lambda leaf: leaf + leaf, params)
+
+
+# Functions of (loss, params, data, batch_size).
+ESTIMATORS = {
+    "hessian": lambda f, w, x, size: hessian_operator(f, w, x, batch_size=size)(w),
+    "gauss-newton": lambda f, w, x, size: gauss_newton_operator(same, f, w, x, batch_size=size)(w),
+    "exact hessian": lambda f, w, x, size: exact_hessian(f, w, x, batch_size=size),
+    "spectrum": lambda f, w, x, size: hessian_spectrum(
+        f, w, x, 0, num_steps=4, num_probes=2, batch_size=size
+    )[:2],
+    "probes together": lambda f, w, x, size: hessian_spectrum(
+        f, w, x, 0, num_steps=4, num_probes=8, batch_size=size, probe_batch_size=8
+    )[:2],
+    "eigenvalues": lambda f, w, x, size: (
+        top_eigenvalues(f, w, x, 0, k=2, tol=1e-8, batch_size=size).eigenvalues
+    ),
+    "trace": lambda f, w, x, size: trace(f, w, x, 0, num_probes=6, batch_size=size),
+    "local energy": lambda f, w, x, size: local_energy(
+        f, w, x, 0, sigma=jnp.array([0.1, 0.2]), num_samples=3, batch_size=size
+    ),
+    "local entropy": lambda f, w, x, size: (
+        local_entropy(
+            f, w, x, 0, gamma=1.0, num_nodes=4, num_steps=8, num_burn_in=2, num_chains=2,
+            batch_size=size,
+        ).value
+    ),
+    "gradient noise": lambda f, w, x, size: gradient_noise(f, w, x, batch_size=size)[:6],
+    "gradient noise by lanczos": lambda f, w, x, size: gradient_noise(
+        f, w, x, num_steps=3, batch_size=size
+    )[:6],
+    "sharpness": lambda f, w, x, size: sam_sharpness(f, w, x, num_steps=2, batch_size=size),
+    "slice": lambda f, w, x, size: loss_slice(f, w, x, [w], jnp.arange(3.0), batch_size=size),
+    "barrier": lambda f, w, x, size: linear_barrier(
+        f, w, doubled(w), x, num_points=3, batch_size=size
+    ),
+}  # fmt: skip
+# These look at mini-batches, or at groups, which chunks would change.
+IN_BATCHES = {
+    "layer temperature": lambda f, w, x, _: layer_temperature(f, w, x, minibatch_size=4),
+    "sharpness of groups": lambda f, w, x, _: sam_sharpness(f, w, x, group_size=4),
+}
+EVERY = ESTIMATORS | IN_BATCHES
+
+
+def assert_same(found, expected, rtol=1e-9):
+    for ours, one in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, one, rtol=rtol, atol=1e-12)
+
+
+# Compiled for each size; the others see the chunks through the same function.
+AT_EVERY_SIZE = ("hessian", "local energy", "sharpness")
+
+
+# A chain of Langevin steps magnifies rounding: local entropy has tests of its own.
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"probes together", "local entropy"}))
+def test_a_thousand_examples_in_any_chunks(name, x64):
+    params, data = problems.mlp_problem(examples=1000, hidden=3)
+    sizes = (1000, 1, 7, 333) if name in AT_EVERY_SIZE else (1000, 7)
+    whole, *parts = (ESTIMATORS[name](problems.mlp, params, data, size) for size in sizes)
+    for part in parts:
+        assert_same(part, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [(name, None) for name in EVERY if name not in ("exact hessian", "sharpness of groups")]
+    + [("spectrum", 16)],
+)
+def test_examples_on_eight_devices_under_jit_give_the_same(name, batch_size, x64):
+    params, data = problems.mlp_problem(examples=64, hidden=3)
+    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    sharded = jax.device_put(data, NamedSharding(mesh, P("data")))
+    replicated = jax.device_put(params, NamedSharding(mesh, P()))
+    run = lambda params, data: EVERY[name](problems.mlp, params, data, batch_size)
+    found = jax.jit(run)(replicated, sharded)
+    assert_same(found, run(params, data), rtol=1e-6 if name == "local entropy" else 1e-9)
+
+
+# The others have it in tests of their own.
+@pytest.mark.parametrize(
+    "name", ["spectrum", "eigenvalues", "trace", "local energy", "sharpness", "slice", "barrier"]
+)
+def test_jit_equals_eager(name, x64):
+    params, data = problems.mlp_problem(examples=8, hidden=1, inputs=2)
+    compiled = EVERY[name](problems.mlp, params, data, 3)
+    with jax.disable_jit():
+        eager = EVERY[name](problems.mlp, params, data, 3)
+    assert_same(eager, compiled)
+
+
+PARAMS, DATA = problems.mlp_problem(hidden=6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_bad_problems(name):
+    for loss, params, data, error, message in (
+        (problems.mlp_outputs, PARAMS, DATA, ValueError, "must be a floating-point scalar"),
+        (problems.mlp, PARAMS | {"b": jnp.ones(6, int)}, DATA, TypeError, "hold floating-point"),
+        (
+            problems.mlp, PARAMS | {"b": jnp.full(6, jnp.nan)}, DATA, ValueError,
+            r"got NaN or infinity at .*'b'",
+        ),
+        (problems.mlp, PARAMS, (DATA[0][:0], DATA[1][:0]), ValueError, "one example, got none"),
+        (
+            problems.mlp, PARAMS, (DATA[0], DATA[1][:9]), ValueError,
+            "equal leading axes, got 60 .* and 9",
+        ),
+        (problems.mlp, {}, DATA, ValueError, "params must hold at least one array"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            EVERY[name](loss, params, data, None)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_bad_batch_size(name):
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
+        ESTIMATORS[name](problems.mlp, PARAMS, DATA, 0)
