@@ -11,6 +11,7 @@ from benchmarks import compare, widths
 from benchmarks.__main__ import main
 from benchmarks.errors import UsageError
 from benchmarks.evaluation import Evaluator
+from benchmarks.flatness import papers
 from benchmarks.flatness.measure import ESTIMATORS
 from benchmarks.flatness.subject import from_run
 
@@ -115,3 +116,47 @@ def test_weights_of_a_comparison_are_those_it_judged(tmp_path, monkeypatch):
     (folder / "weights" / "replicated_sgd.npz").unlink()
     with pytest.raises(UsageError, match="no weights"):
         from_run(folder, "replicated_sgd", 3, None, None)
+
+
+def test_facts_of_the_papers_from_known_spectra():
+    eigenvalues = [4.0, 1.0, 0.0]
+    found = {
+        "model": {"parameters": 50_890},
+        "scores": {"test_error": 0.03},
+        "measured": {
+            "spectrum": {
+                "nodes": [[-1.0, -0.25, 0.5, 2.0], [-1.0, -0.5, 0.25, 2.0]],
+                "fraction_below": {"0.01": {"mean": 0.45, "std_error": 0.01}},
+            },
+            "eigenvalues": {
+                "largest": {"values": [6.0], "residuals": [1e-3], "converged": True},
+                "smallest": {"values": [-2.0], "residuals": [0.5], "converged": False},
+            },
+            "gradient_noise": {
+                "eigenvalues": eigenvalues, "parameters": 10, "rank": 2, "trace": 5.0,
+                "participation_ratio": 25 / 17, "relative_threshold": 0.1,
+            },
+        },
+    }  # fmt: skip
+    assert papers.rows("small_mnistfc", found) == [
+        ("parameters", "50,890", "50,890", "1.00"),
+        ("test error, %", "2.5", "3.00", "1.20"),
+        ("eigenvalues with |λ| < 0.01, %", "90", "45.0 ± 1.0", "0.50"),
+        ("spacing of the nodes at 0", "", "7.5e-01", ""),
+        ("largest eigenvalue", "", "6 (residual 1e-03)", ""),
+        ("smallest eigenvalue", "", "-2 (residual 5e-01, not converged)", ""),
+        ("largest over smallest, absolute", "", "3", ""),
+    ]
+    tiny = {row[0]: row[2] for row in papers.rows("tiny_lenet", found)}
+    padded = 1e3 * np.array(eigenvalues + [0.0] * 7)
+    assert tiny["eigenvalues of D, mean, 1e-3"] == f"{padded.mean():.2f}"
+    assert tiny["eigenvalues of D, deviation, 1e-3"] == f"{padded.std():.1f}"
+    assert tiny["rank of D, % of the parameters"] == "20.00 (2)"
+
+
+def test_papers_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(UsageError, match="accepted: small_mnistfc, small_lenet, tiny_lenet"):
+        papers.run(papers.Papers(networks=("lenet",)))
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        papers.run(papers.Papers(output=tmp_path))

@@ -1,0 +1,23 @@
+"""Every Python block of the pages whose examples are whole runs, one after another."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def strict_ranks():
+    """A reader's session promotes ranks."""
+
+
+@pytest.mark.parametrize("page", ["flatness.md"])
+def test_python_blocks_run(page, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert len(blocks) >= 2
+    session: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), session)  # the page is ours
+    assert "Estimate" in capsys.readouterr().out
