@@ -19,6 +19,7 @@ from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
 from benchmarks.memory import keep_freed_memory
+from benchmarks.scaling import main as scaling
 from benchmarks.speed import main as speed
 
 # Each experiment: the dataclass of its options, and the function that runs it and answers the exit
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distributed": (distributed.Distributed, distributed.run),
     "flatness": (flatness.Flatness, flatness.run),
     "papers": (papers.Papers, papers.run),
+    "scaling": (scaling.Scaling, scaling.run),
     "speed": (speed.Speed, speed.run),
 }
 
