@@ -175,9 +175,12 @@ def sweep(
             lambda every, some: jax.lax.dynamic_update_slice_in_dim(every, some, batch.start, 0),
             messages, mine,
         )  # fmt: skip
+        # Summed as they were written: else XLA computes them again, from the old messages, which
+        # then cannot be written over.
+        written = _batch(model, problem, messages, index, batch_size).messages
         sums = jax.tree.map(
             lambda before, some: before + jnp.sum(jnp.where(batch.fresh, some, 0), axis=0),
-            sums, mine,
+            sums, written,
         )  # fmt: skip
         return messages, sums
 

@@ -1,16 +1,16 @@
 """Belief propagation: the number of solutions of a committee machine, and the mean solution."""
 
 import functools
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix._validation import check_integer, check_number
-from entropix.committee._fixed_point import FixedPoint, Stop, external, free_entropy, iterate, start
+from entropix.committee._arguments import message_passing, stop_when
+from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, moments, no_messages
-from entropix.committee.model import Committee, check_examples, check_weights
+from entropix.committee.model import Committee, check_weights
 
 
 class Beliefs(NamedTuple):
@@ -89,9 +89,9 @@ def belief_propagation(
       damping: lambda, share of the old message that is kept. At least 0, below 1. Default 0.5.
       max_steps: sweeps at most. Default 1000.
       tolerance: of the residual. Default 1e-4.
-      batch_size: patterns of which the messages are computed at a time. Default all at once. The
-        answer does not depend on it. Patterns whose messages fit the cache are fastest on CPU, and
-        the memory then is that of one message for each pattern and weight.
+      batch_size: patterns of which the messages are computed at a time; the answer does not depend
+        on it. Default those with a million messages, beyond which what a sweep needs besides the
+        messages themselves would not fit a CPU's cache.
 
     Returns:
       `Beliefs`.
@@ -116,30 +116,26 @@ def belief_propagation(
       Rev. Lett. 96 (2006); Mézard, The space of interactions in neural networks: Gardner's
       computation with the cavity method, J. Phys. A 22 (1989).
     """
-    check_problem(model, patterns, labels, node=node, batch_size=batch_size)
-    dtype = message_dtype(patterns)
-    stop = check_stop(damping, max_steps, tolerance, dtype)
+    problem, dtype, batch_size = message_passing(
+        model, patterns, labels, node=node, batch_size=batch_size
+    )
+    stop = stop_when(damping, max_steps, tolerance, dtype)
     if field is None:
         field = jnp.zeros(model.shape, dtype)
     check_weights("field", model, field)
-    messages = no_messages(model, len(labels), dtype) if init is None else init
-    _check_messages(model, len(labels), messages, dtype)
+    if init is not None:
+        _check_messages(model, len(labels), init, dtype)
     return _belief_propagation(
-        Problem(jnp.asarray(patterns), jnp.asarray(labels)),
-        jnp.asarray(field, dtype),
-        messages,
-        stop,
-        model=model,
-        node=node,
-        batch_size=batch_size or len(labels),
-    )
+        problem, jnp.asarray(field, dtype), init, stop,
+        model=model, node=node, batch_size=batch_size,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("model", "node", "batch_size"))
 def _belief_propagation(
     problem: Problem,
     field: jax.Array,
-    messages: Any,
+    init: Any,
     stop: Stop,
     *,
     model: Committee,
@@ -147,21 +143,10 @@ def _belief_propagation(
     batch_size: int,
 ) -> Beliefs:
     """The compiled part of `belief_propagation`."""
+    if init is None:
+        init = no_messages(model, problem.labels.shape[0], field.dtype)
     prior = external(field)
-    end = iterate(model, node, problem, prior, start(prior, messages), stop, batch_size)
-    return beliefs(model, node, problem, field, end, stop, batch_size)
-
-
-def beliefs(
-    model: Committee,
-    node: Node,
-    problem: Problem,
-    field: jax.Array,
-    end: FixedPoint,
-    stop: Stop,
-    batch_size: int,
-) -> Beliefs:
-    """What the messages say where they stand."""
+    end = iterate(model, node, problem, prior, start(prior, init), stop, batch_size)
     mean, variance = moments(end.total)
     found = free_entropy(model, node, problem, end, batch_size)
     return Beliefs(
@@ -173,51 +158,6 @@ def beliefs(
         residual=end.residual,
         converged=end.residual <= stop.tolerance,
         messages=end.messages,
-    )
-
-
-def message_dtype(patterns: jax.Array) -> Any:
-    """The patterns' own floating-point type, jax's default for integers."""
-    dtype = jnp.result_type(patterns)
-    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
-
-
-def check_problem(
-    model: Committee, patterns: jax.Array, labels: jax.Array, *, node: str, batch_size: int | None
-) -> None:
-    """Raises unless the examples, the node and the batch size are accepted.
-
-    Raises:
-      TypeError: ``batch_size`` is not an integer.
-      ValueError: an argument does not fit the model.
-    """
-    known = get_args(Node) if model.weights == "binary" else ("gaussian",)
-    if node not in known:
-        raise ValueError(f"node must be of {known} for {model.weights} weights, got {node!r}")
-    check_examples(model, patterns, labels, signs_only=model.weights == "binary")
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, at_least=1)
-        if batch_size > len(labels):
-            raise ValueError(
-                f"batch_size must be at most the number of patterns, {len(labels)}, "
-                f"got {batch_size}"
-            )
-
-
-def check_stop(damping: Any, max_steps: Any, tolerance: Any, dtype: Any) -> Stop:
-    """The checked numbers, in the type of the messages.
-
-    Raises:
-      TypeError: one is not a number.
-      ValueError: one is out of its range.
-    """
-    check_number("damping", damping, at_least=0, below=1)
-    check_integer("max_steps", max_steps, at_least=1)
-    check_number("tolerance", tolerance, at_least=0)
-    return Stop(
-        jnp.asarray(damping, dtype),
-        jnp.asarray(max_steps, jnp.int32),
-        jnp.asarray(tolerance, dtype),
     )
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix._validation import check_number
+from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, no_messages
-from entropix.committee.bp import check_problem, check_stop, message_dtype
 from entropix.committee.model import Committee, check_weights
 
 
@@ -105,7 +105,9 @@ def local_entropy_curve(
       Pittorino and Zecchina, `Shaping the learning landscape in neural networks around wide flat
       minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
     """
-    check_problem(model, patterns, labels, node=node, batch_size=batch_size)
+    problem, dtype, batch_size = message_passing(
+        model, patterns, labels, node=node, batch_size=batch_size
+    )
     check_weights("reference", model, reference)
     if model.weights == "binary" and not isinstance(reference, jax.core.Tracer):
         wrong = np.abs(np.asarray(reference)) != 1
@@ -115,15 +117,14 @@ def local_entropy_curve(
     check_number("strengths", jnp.asarray(strengths), at_least=0)
     if np.ndim(strengths) != 1:
         raise ValueError(f"strengths must have shape (G,), got {np.shape(strengths)}")
-    dtype = message_dtype(patterns)
     return _local_entropy_curve(
-        Problem(jnp.asarray(patterns), jnp.asarray(labels)),
+        problem,
         jnp.asarray(reference, dtype),
         jnp.asarray(strengths, dtype),
-        check_stop(damping, max_steps, tolerance, dtype),
+        stop_when(damping, max_steps, tolerance, dtype),
         model=model,
         node=node,
-        batch_size=batch_size or len(labels),
+        batch_size=batch_size,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from entropix._noise import check_key, fresh_key
 from entropix._validation import check_number
+from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import (
     FixedPoint,
     Prior,
@@ -20,7 +21,6 @@ from entropix.committee._fixed_point import (
     start,
 )
 from entropix.committee._messages import Node, Normal, Problem, no_messages
-from entropix.committee.bp import check_problem, check_stop, message_dtype
 from entropix.committee.model import Committee
 
 
@@ -199,20 +199,21 @@ def focusing_bp(
       weights Baldassi, Pittorino and Zecchina, `Shaping the learning landscape in neural networks
       around wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
     """
-    check_problem(model, patterns, labels, node=node, batch_size=batch_size)
+    problem, dtype, batch_size = message_passing(
+        model, patterns, labels, node=node, batch_size=batch_size
+    )
     check_key(key)
     check_number("noise", noise, at_least=0)
     _check_protocol(model, protocol)
-    dtype = message_dtype(patterns)
     return _focusing_bp(
-        Problem(jnp.asarray(patterns), jnp.asarray(labels)),
+        problem,
         Protocol(*(jnp.asarray(stage, dtype) for stage in protocol)),
         fresh_key(key),
         jnp.asarray(noise, dtype),
-        check_stop(damping, max_steps, tolerance, dtype),
+        stop_when(damping, max_steps, tolerance, dtype),
         model=model,
         node=node,
-        batch_size=batch_size or len(labels),
+        batch_size=batch_size,
         stop_when_solved=stop_when_solved,
     )
 

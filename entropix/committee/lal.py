@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix._noise import check_key, fresh_key
+from entropix._noise import fresh_key
 from entropix._validation import check_integer, check_number
+from entropix.committee._arguments import learning
 from entropix.committee._batches import random_order
 from entropix.committee._messages import Problem
-from entropix.committee.model import Committee, check_examples, check_weights
+from entropix.committee.model import Committee, check_weights
 
 
 class Learned(NamedTuple):
@@ -117,7 +118,7 @@ def least_action_learning(
     """
     if learning_rate is None:
         learning_rate = 2.0 if model.weights == "binary" else 0.1
-    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    problem, dtype = learning(model, patterns, labels, key, max_epochs)
     check_number("learning_rate", learning_rate, above=0)
     if init is not None:
         check_weights("init", model, init)
@@ -185,7 +186,7 @@ def entropic_lal(
         raise ValueError(
             f"model must have spherical weights, got {model.weights}; see replicated_lal"
         )
-    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    problem, dtype = learning(model, patterns, labels, key, max_epochs)
     check_number("learning_rate", learning_rate, above=0)
     check_integer("replicas", replicas, at_least=2)
     check_number("attraction", attraction, at_least=0)
@@ -308,15 +309,3 @@ def correction(
     label = problem.labels[example].astype(weights.dtype)
     sides = least_action(model, model.fields(weights, pattern)[0], label)
     return sides[:, None] * model.unit_inputs(pattern)[0]
-
-
-def checked_problem(
-    model: Committee, patterns: Any, labels: Any, key: Any, max_epochs: Any
-) -> tuple[Problem, Any]:
-    """The examples, and the type to compute in; or an error that names the argument."""
-    check_examples(model, patterns, labels)
-    check_key(key)
-    check_integer("max_epochs", max_epochs, at_least=1)
-    dtype = jnp.result_type(patterns)
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
-    return Problem(jnp.asarray(patterns), jnp.asarray(labels)), dtype

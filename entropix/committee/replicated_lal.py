@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from entropix._noise import fresh_key
 from entropix._validation import check_integer, check_number
+from entropix.committee._arguments import learning
 from entropix.committee._batches import random_batches
 from entropix.committee._messages import Problem
 from entropix.committee.lal import (
     Learned,
-    checked_problem,
     correction,
     until_solved,
 )
@@ -76,7 +76,7 @@ def replicated_lal(
     """
     if model.weights != "binary":
         raise ValueError(f"model must have binary weights, got {model.weights}; see entropic_lal")
-    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    problem, dtype = learning(model, patterns, labels, key, max_epochs)
     check_integer("replicas", replicas, at_least=3)
     if replicas % 2 == 0:
         raise ValueError(f"replicas must be odd, got {replicas}")

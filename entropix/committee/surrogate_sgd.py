@@ -10,9 +10,10 @@ import optax
 
 from entropix._noise import fresh_key
 from entropix._validation import check_integer, check_number
+from entropix.committee._arguments import learning
 from entropix.committee._batches import random_batches
 from entropix.committee._messages import Problem
-from entropix.committee.lal import Learned, checked_problem, until_solved
+from entropix.committee.lal import Learned, until_solved
 from entropix.committee.model import Committee
 
 # Of beta and gamma: beyond it the units are signs, and its products still are finite numbers.
@@ -165,7 +166,7 @@ def surrogate_sgd(
     """
     if model.weights != "spherical":
         raise ValueError(f"model must have spherical weights, got {model.weights}")
-    problem, dtype = checked_problem(model, patterns, labels, key, max_epochs)
+    problem, dtype = learning(model, patterns, labels, key, max_epochs)
     check_number("beta", beta, above=0)
     check_number("gamma", gamma, above=0)
     check_number("growth", growth, at_least=1)

@@ -1,13 +1,24 @@
 """All weights of a small binary network, one by one: the reference of the message passing."""
 
+import functools
+
 import numpy as np
+
+
+@functools.lru_cache(maxsize=1)
+def every(k, n):
+    """All weights of that shape, (2^(K n), K, n)."""
+    columns = [
+        np.where(np.arange(2 ** (k * n), dtype=np.int32) >> bit & 1, 1, -1).astype(np.float32)
+        for bit in range(k * n)
+    ]
+    return np.stack(columns, axis=1).reshape(-1, k, n)
 
 
 def outputs(model, patterns):
     """All 2^(K n) weights and what each answers to each pattern: (W, K, n) and (W, M)."""
     k, n = model.shape
-    bits = np.arange(2 ** (k * n))[:, None] >> np.arange(k * n)
-    weights = (2.0 * (bits & 1) - 1).reshape(-1, k, n).astype(np.float32)
+    weights = every(k, n)
     answers = np.empty((len(weights), len(patterns)), np.int8)
     for at, x in enumerate(np.asarray(patterns, np.float32)):
         inputs = x.reshape(-1, n)

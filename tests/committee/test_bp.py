@@ -10,6 +10,9 @@ from scipy.special import log_ndtr, logsumexp
 from scipy.stats import multivariate_normal
 
 from entropix.committee import Committee, belief_propagation, random_patterns
+from entropix.committee._fixed_point import Stop
+from entropix.committee._messages import Problem
+from entropix.committee.bp import _belief_propagation
 from tests.committee.exhaustive import counted
 
 PERCEPTRON = Committee(21)
@@ -205,8 +208,6 @@ def test_says_that_it_did_not_converge():
 
 
 def test_second_call_compiles_nothing():
-    from entropix.committee.bp import _belief_propagation
-
     belief_propagation(TREE, *random_patterns(TREE, 0.5, 0), damping=0.4)
     compiled = _belief_propagation._cache_size()
     belief_propagation(TREE, *random_patterns(TREE, 0.5, 1), damping=0.6, max_steps=10)
@@ -239,3 +240,31 @@ def test_impossible_input_is_refused_by_name(change, message):
 def test_nodes_of_binary_weights_are_refused_for_spherical_ones():
     with pytest.raises(ValueError, match=r"node must be of.*spherical weights, got 'exact'"):
         belief_propagation(SPHERE, jnp.ones((1, 45)), jnp.ones(1), node="exact")
+
+
+@pytest.mark.parametrize(
+    ("model", "node"),
+    [
+        (Committee(1001), "gaussian"),
+        (Committee(1001), "relaxed"),
+        (Committee(1011, 3), "gaussian"),
+        (Committee(1001, 1, weights="spherical"), "gaussian"),
+    ],
+    ids=str,
+)
+def test_messages_are_written_over_the_old_ones(model, node):
+    """Besides one set of messages, memory holds a few batches only."""
+    count, size = 1000, 16
+    shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
+    problem = Problem(
+        jax.ShapeDtypeStruct((count, model.num_inputs), jnp.int8),
+        jax.ShapeDtypeStruct((count,), jnp.int8),
+    )
+    stop = Stop(shape(), jax.ShapeDtypeStruct((), jnp.int32), shape())
+    compiled = _belief_propagation.lower(
+        problem, shape(*model.shape), None, stop, model=model, node=node, batch_size=size
+    ).compile()
+    memory = compiled.memory_analysis()
+    messages = 4 * count * model.num_weights * (2 if model.weights == "spherical" else 1)
+    assert memory.output_size_in_bytes < 1.1 * messages
+    assert memory.temp_size_in_bytes < 0.3 * messages
