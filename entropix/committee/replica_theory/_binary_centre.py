@@ -11,7 +11,9 @@ from entropix.committee.replica_theory._solvers import newton
 
 SPACING = 0.02
 TOLERANCE = 1e-9
-PLAIN_ITERATIONS = 40
+# The plain iteration oscillates at high loads unless its steps are short.
+PLAIN_ITERATIONS = 60
+STEP = 0.2
 NEWTON_STEPS = 30
 
 
@@ -72,7 +74,7 @@ def binary_centre(alpha: jax.Array, overlap: jax.Array) -> Centre:
         fields = _Fields(*unknowns)
         moments = _weights(fields)
         attraction = fields.attraction + (overlap - moments.overlap) / (1 - moments.q1)
-        return (unknowns + jnp.stack([attraction, *implied(moments)])) / 2
+        return unknowns + STEP * (jnp.stack([attraction, *implied(moments)]) - unknowns)
 
     def equations(unknowns: jax.Array) -> jax.Array:
         fields = _Fields(*unknowns)
