@@ -12,8 +12,8 @@ from entropix.committee.replica_theory._solvers import newton
 SPACING = 0.02
 TOLERANCE = 1e-9
 # The plain iteration oscillates at high loads unless its steps are short.
-PLAIN_ITERATIONS = 60
-STEP = 0.2
+PLAIN_ITERATIONS = 150
+STEP = 0.1
 NEWTON_STEPS = 30
 
 
