@@ -79,7 +79,8 @@ def markdown_block(block: Block) -> str:
             return f"```\n{text}\n```"
         case TableBlock(head, rows):
             rule = [":---"] + ["---:"] * (len(head) - 1)
-            return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+            escaped = [[cell.replace("|", r"\|") for cell in row] for row in (head, rule, *rows)]
+            return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
         case Picture(path, caption):
             return f"![{caption}]({path.name})\n\n{caption}"
 

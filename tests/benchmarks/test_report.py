@@ -138,11 +138,11 @@ def test_blocks_in_both_forms(tmp_path):
         Heading("T", level=1),
         Paragraph("a & b"),
         Code("x < y"),
-        TableBlock(("m", "n"), [("1", "2")]),
+        TableBlock(("m", "|n|"), [("1", "2")]),
         Picture(picture, "caption"),
     ]
     assert to_markdown(blocks) == (
-        "# T\n\na & b\n\n```\nx < y\n```\n\n| m | n |\n| :--- | ---: |\n| 1 | 2 |\n\n"
+        "# T\n\na & b\n\n```\nx < y\n```\n\n| m | \\|n\\| |\n| :--- | ---: |\n| 1 | 2 |\n\n"
         "![caption](p.png)\n\ncaption\n"
     )
     page = to_html(blocks, "title")

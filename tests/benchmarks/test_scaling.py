@@ -18,7 +18,7 @@ def program(fn, *arguments):
 
 
 def test_traffic_of_known_programs():
-    """1,000 float32 and 3 bfloat16 numbers of each device are summed; inside a branch, sometimes."""
+    """1,000 float32 and 3 integers of each device are summed; inside a branch, sometimes."""
     plan = replicas.plan(8)
     x = plan.place({"a": jnp.ones((8, 1000)), "b": jnp.ones((8, 3), jnp.int32)})
     mean = lambda x: jax.tree.map(lambda leaf: leaf - leaf.sum(0, keepdims=True), x)
