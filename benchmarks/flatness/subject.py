@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from benchmarks import compare, results, weights
 from benchmarks.data import ImageData
 from benchmarks.errors import UsageError, check_known
 from benchmarks.evaluation import Scores, unstacked
-from benchmarks.method_run import Scene, evaluate, make_trainer, settled
+from benchmarks.method_run import evaluate, make_trainer, settled
 from benchmarks.network import BatchStats, Network, Params
 
 # Called with (gradients done, gradients in all).
@@ -53,15 +51,20 @@ def train(config: compare.Compare, folder: Path, report: Report) -> Subject:
         report(step, budget.steps(method))
     params, stats = settled(scene, trainer, state)
     weights.save(folder, name, params, stats)
-    training = {
-        "configuration": compare.configuration(config),
-        "method": name,
-        "seed": config.seed,
-        "hyperparameters": values,
-        "gradients": budget.total(method),
-    }
-    scores = evaluate(scene, trainer, state, whole=True)
-    return make_subject(scene, images, params, stats, scores, 0, training)
+    return Subject(
+        network=scene.network,
+        params=unstacked(params, 1)[0],
+        stats=unstacked(stats, 1)[0],
+        images=images,
+        scores=evaluate(scene, trainer, state, whole=True),
+        training={
+            "configuration": compare.configuration(config),
+            "method": name,
+            "seed": config.seed,
+            "hyperparameters": values,
+            "gradients": budget.total(method),
+        },
+    )
 
 
 def from_run(
@@ -102,25 +105,4 @@ def from_run(
             "hyperparameters": record["hyperparameters"],
             "gradients": record["gradients"],
         },
-    )
-
-
-def make_subject(
-    scene: Scene,
-    images: ImageData,
-    params: Params,
-    stats: BatchStats,
-    scores: Scores,
-    seed_index: int,
-    training: dict[str, Any],
-) -> Subject:
-    """One seed of stacked weights."""
-    count = jax.tree.leaves(params)[0].shape[0]
-    return Subject(
-        network=scene.network,
-        params=unstacked(params, count)[seed_index],
-        stats=unstacked(stats, count)[seed_index],
-        images=images,
-        scores=scores,
-        training=training,
     )
