@@ -26,9 +26,13 @@ class Budget:
         """Budgets that a method is given."""
         return self.replicas if method.budgets == "y" else int(method.budgets)
 
+    def copies(self, method: Method) -> int:
+        """Copies of the network that a method trains."""
+        return self.replicas if method.replicated else 1
+
     def gradients_per_step(self, method: Method) -> int:
         """Gradients of one update."""
-        return self.replicas if method.replicated else 1
+        return self.copies(method) * method.gradients
 
     def total(self, method: Method) -> int:
         """Gradients of one seed of a method."""
@@ -54,7 +58,7 @@ def plan_budget(
     """
     cycle = math.lcm(
         *(
-            method.cycle_steps(values) * (replicas if method.replicated else 1)
+            method.cycle_steps(values) * method.gradients * (replicas if method.replicated else 1)
             for method, values in methods
         )
     )

@@ -19,6 +19,7 @@ from benchmarks.budget import Budget, plan_budget
 from benchmarks.data import ImageData
 from benchmarks.errors import UsageError, check_known
 from benchmarks.evaluation import Evaluator
+from benchmarks.family import ALL_METHODS
 from benchmarks.files import remove_parts
 from benchmarks.method_run import Scene, forget_checkpoints, run_method
 from benchmarks.methods import METHODS, Hyperparameters, Method
@@ -44,7 +45,8 @@ class Compare:
     model: str = "mlp"
     """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods, in which order."""
+    """Which methods, in which order; also elastic_sgd, parle, heat_sgd, hopf_lax_sgd,
+    replicated_adam, replicated_sam, local_average, local_entropy, gaussian_smoothing."""
     seeds: int = 3
     """Number of training runs of each method; they share nothing but the data."""
     seed: int = 0
@@ -56,7 +58,9 @@ class Compare:
     batch_size: int = 128
     """Images per gradient."""
     replicas: int = 3
-    """Copies of the network, y, in replicated_sgd and replicated_sgd_y."""
+    """Copies of the network, y, in the replicated methods."""
+    devices: int = 1
+    """Spread the copies of the replicated methods over so many devices, a divisor of them."""
     dropout: float | None = None
     """Probability of dropping a unit; by default the model's own."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD.NAME=VALUE")] = ()
@@ -130,6 +134,7 @@ def make_scene(config: Compare, images: ImageData, budget: Budget, folder: Path)
         batch_size=config.batch_size,
         folder=folder,
         checkpoint_seconds=config.checkpoint_seconds,
+        devices=config.devices,
     )
 
 
@@ -165,7 +170,7 @@ def check(config: Compare) -> list[tuple[str, Method, Hyperparameters]]:
     """Raises a `UsageError` for impossible values; answers the methods and their values."""
     check_known("model", config.model, MODELS)
     for name in config.methods:
-        check_known("method", name, METHODS)
+        check_known("method", name, ALL_METHODS)
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise UsageError(f"--methods must name each method once, got {' '.join(config.methods)!r}")
     bounds = [
@@ -174,6 +179,7 @@ def check(config: Compare) -> list[tuple[str, Method, Hyperparameters]]:
         ("gradients", config.gradients, 1, math.inf),
         ("batch-size", config.batch_size, 1, math.inf),
         ("replicas", config.replicas, 2, math.inf),
+        ("devices", config.devices, 1, math.inf),
         ("flatness-images", config.flatness_images, 1, math.inf),
         ("checkpoint-seconds", config.checkpoint_seconds, 0, math.inf),
     ]
@@ -186,11 +192,16 @@ def check(config: Compare) -> list[tuple[str, Method, Hyperparameters]]:
         raise UsageError(f"--dropout must be at least 0 and below 1, got {config.dropout:g}")
     if not 0 <= config.holdout < 1:
         raise UsageError(f"--holdout must be at least 0 and below 1, got {config.holdout:g}")
+    if config.replicas % config.devices or config.devices > len(jax.devices()):
+        raise UsageError(
+            f"--devices must divide --replicas {config.replicas} and be at most "
+            f"{len(jax.devices())}, as many as there are, got {config.devices}"
+        )
     if config.resume and config.output is None:
         raise UsageError("--resume needs --output, the folder of the run to go on with")
     chosen = read_settings(config.set, config.methods)
     return [
-        (name, METHODS[name], METHODS[name].hyperparameters(config.model, chosen[name]))
+        (name, ALL_METHODS[name], ALL_METHODS[name].hyperparameters(config.model, chosen[name]))
         for name in config.methods
     ]
 
@@ -206,8 +217,9 @@ def read_settings(
         if not (equals and dot):
             raise UsageError(f"--set takes METHOD.NAME=VALUE, got {setting!r}")
         check_known("method", name, methods)
-        check_known(f"hyper-parameter of {name}", parameter, METHODS[name].defaults)
-        chosen[name][parameter] = read_value(place, text, METHODS[name].defaults[parameter])
+        defaults = ALL_METHODS[name].defaults
+        check_known(f"hyper-parameter of {name}", parameter, defaults)
+        chosen[name][parameter] = read_value(place, text, defaults[parameter])
     return chosen
 
 

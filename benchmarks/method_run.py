@@ -39,6 +39,7 @@ class Scene:
       batch_size: images per gradient.
       folder: the run's folder, for checkpoints.
       checkpoint_seconds: time between two checkpoints.
+      devices: over how many the replicas of a replicated method are spread.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class Scene:
     batch_size: int
     folder: Path
     checkpoint_seconds: float
+    devices: int = 1
 
 
 def run_method(
@@ -125,7 +127,7 @@ def forget_checkpoints(folder: Path) -> None:
 
 def make_trainer(scene: Scene, method: Method, values: Hyperparameters) -> Trainer:
     """The trainer of one method on all seeds of the run."""
-    replicas = scene.budget.gradients_per_step(method)
+    replicas = scene.budget.copies(method)
     gamma = balanced_gamma(scene, replicas) if method.replicated else 0.0
     course = Course(steps=scene.budget.steps(method), gamma=gamma)
     return Trainer(
@@ -136,6 +138,8 @@ def make_trainer(scene: Scene, method: Method, values: Hyperparameters) -> Train
         seeds=scene.seeds,
         batch_size=scene.batch_size,
         replicas=replicas,
+        smooth=method.smooth and method.smooth(values),
+        devices=scene.devices if method.replicated else 1,
     )
 
 

@@ -10,6 +10,7 @@ import optax
 
 import entropix
 from entropix import scoping
+from entropix.losses import Loss, SmoothedLoss
 
 Hyperparameters = Mapping[str, float]
 
@@ -43,6 +44,9 @@ class Method:
       cycle: name of the hyper-parameter that counts the updates between two states that may be
         evaluated, or that count itself.
       weights: the weights to evaluate, from (optimizer state, weights of the training loop).
+      gradients: gradient evaluations of one replica in one update.
+      smooth: from the hyper-parameters to what turns the training loss into the one to train on;
+        None for the training loss itself.
     """
 
     summary: str
@@ -53,6 +57,8 @@ class Method:
     budgets: int | str = 1
     cycle: int | str = 1
     weights: Callable[[optax.OptState, optax.Params], optax.Params] = lambda _, params: params
+    gradients: int = 1
+    smooth: Callable[[Hyperparameters], Callable[[Loss], SmoothedLoss]] | None = None
 
     def hyperparameters(self, model: str, chosen: Hyperparameters) -> dict[str, float]:
         """The values for a model, with those that the user chose put over them."""

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from benchmarks.batches import BatchOrder
 from benchmarks.methods import Method
 from benchmarks.network import BatchStats, Network, Params
+from entropix.losses import Loss, SmoothedLoss
 
 # Steps in one call of the compiled loop: enough to hide the call, few enough to show progress.
 STEPS_PER_CALL = 100
@@ -54,6 +57,8 @@ class Trainer:
         *,
         batch_size: int,
         replicas: int,
+        smooth: Callable[[Loss], SmoothedLoss] | None = None,
+        devices: int = 1,
     ) -> None:
         """Compiles nothing yet.
 
@@ -65,6 +70,8 @@ class Trainer:
           seeds: one run each.
           batch_size: images per gradient.
           replicas: copies per seed, 1 for a method without replicas.
+          smooth: what turns the training loss into the one to train on.
+          devices: over how many the replicas are spread; a divisor of their number.
         """
         self._network = network
         self._method = method
@@ -77,12 +84,30 @@ class Trainer:
         self.axes = seed_axes(jax.eval_shape(self._init_seed, jax.random.key(0)))
         self._init = jax.jit(jax.vmap(self._init_seed, out_axes=self.axes))
         self._weights = jax.jit(jax.vmap(self._weights_of_seed, in_axes=(self.axes,)))
+        self._smooth = smooth
+        self._mesh = jax.make_mesh(
+            (devices,), ("replicas",), (AxisType.Auto,), devices=jax.devices()[:devices]
+        )
+        if devices > 1:
+            self._data = jax.device_put(data, NamedSharding(self._mesh, P()))
         self._compiled: Callable[..., TrainState] | None = None
 
     def init(self) -> TrainState:
         """The state at step 0. A seed's network starts the same whatever the method."""
         state: TrainState = self._init(seed_keys(self._seeds))
-        return state
+        return self._spread(state)
+
+    def _spread(self, state: TrainState) -> TrainState:
+        """The state with its replica axis, the one behind the seeds', over the devices."""
+        if self._mesh.size == 1:
+            return state
+
+        def sharding(leaf: jax.Array) -> NamedSharding:
+            is_stack = leaf.ndim > 1 and leaf.shape[1] == self.replicas
+            return NamedSharding(self._mesh, P(None, "replicas") if is_stack else P())
+
+        spread: TrainState = jax.device_put(state, jax.tree.map(sharding, state))
+        return spread
 
     def _init_seed(self, key: jax.Array) -> TrainState:
         params, stats = initial_networks(self._network, key, self.replicas, self._method.replicated)
@@ -92,6 +117,8 @@ class Trainer:
     def evaluation_weights(self, state: TrainState) -> tuple[Params, BatchStats]:
         """Weights to evaluate, and some batch statistics of theirs, stacked over the seeds."""
         params, stats = self._weights(state)
+        if self._mesh.size > 1:
+            params, stats = jax.device_put((params, stats), self._mesh.devices[0])
         return params, stats
 
     def _weights_of_seed(self, state: TrainState) -> tuple[Params, BatchStats]:
@@ -171,10 +198,18 @@ class Trainer:
         def gradient(
             params: Params, stats: BatchStats, places: jax.Array, key: jax.Array
         ) -> tuple[optax.Updates, BatchStats]:
-            images, labels = data[0][places], data[1][places]
-            return jax.grad(self._network.training_loss, has_aux=True)(
-                params, stats, images, labels, key
-            )
+            batch = data[0][places], data[1][places]
+            if self._smooth is None:
+                return jax.grad(self._network.training_loss, has_aux=True)(
+                    params, stats, *batch, key
+                )
+
+            def loss(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+                return self._network.training_loss(params, stats, *batch, key)[0]
+
+            grads = jax.grad(self._smooth(loss))(params, batch, jax.random.fold_in(key, 0))
+            # The running statistics are those of the weights themselves.
+            return grads, self._network.training_loss(params, stats, *batch, key)[1]
 
         key = jax.random.fold_in(state.key, step)
         if self._method.replicated:

@@ -11,6 +11,7 @@ from benchmarks import data
 from benchmarks.batches import BatchOrder
 from benchmarks.checkpoints import Checkpoints, Progress
 from benchmarks.evaluation import Evaluator, unstacked
+from benchmarks.family import ALL_METHODS
 from benchmarks.methods import METHODS, Course
 from benchmarks.models import MODELS
 from benchmarks.network import Network
@@ -30,8 +31,11 @@ def make_network(model="mlp", dropout=0.0):
     return Network(MODELS[model].build(10, dropout), (8, 8, 1))
 
 
-def make_trainer(name, images, *, network=None, seeds=SEEDS, steps=STEPS, batch_size=32, **chosen):
-    method = METHODS[name]
+def make_trainer(
+    name, images, *, network=None, seeds=SEEDS, steps=STEPS, batch_size=32, replicas=3, devices=1,
+    **chosen,
+):  # fmt: skip
+    method = ALL_METHODS[name]
     values = method.hyperparameters("mlp", chosen)
     course = Course(steps=steps, gamma=1e-3)
     return Trainer(
@@ -41,7 +45,9 @@ def make_trainer(name, images, *, network=None, seeds=SEEDS, steps=STEPS, batch_
         images,
         seeds,
         batch_size=batch_size,
-        replicas=3 if method.replicated else 1,
+        replicas=replicas if method.replicated else 1,
+        smooth=method.smooth and method.smooth(values),
+        devices=devices,
     )
 
 
@@ -91,7 +97,7 @@ def test_sgd_equals_a_plain_optax_loop(images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=2e-5), state.params, params)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_every_method_learns_and_a_checkpoint_changes_no_bit(name, images, tmp_path):
     trainer = make_trainer(name, images, network=make_network("mlp", dropout=0.2), steps=120)
     whole, _ = trainer.advance(trainer.init(), 0, 120)
@@ -112,6 +118,19 @@ def test_every_method_learns_and_a_checkpoint_changes_no_bit(name, images, tmp_p
     assert restored == progress
     state, _ = trainer.advance(state, 53, 120)
     same_bits(whole, state)
+
+
+@pytest.mark.parametrize("name", ["replicated_sgd", "elastic_sgd", "parle"])
+def test_replicas_on_several_devices_end_as_on_one(name, images):
+    on_one, on_four = (
+        make_trainer(name, images, replicas=4, devices=devices) for devices in (1, 4)
+    )
+    one, _ = on_one.advance(on_one.init(), 0, STEPS)
+    four, _ = on_four.advance(on_four.init(), 0, STEPS)
+    assert len(jax.tree.leaves(four.params)[0].sharding.device_set) == 4
+    expected, _ = on_one.evaluation_weights(one)
+    actual, _ = on_four.evaluation_weights(four)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), actual, expected)
 
 
 def test_no_checkpoint_is_none(tmp_path):

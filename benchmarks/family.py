@@ -1,0 +1,233 @@
+"""The rest of the entropic family as methods of the comparison, run when they are named."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import entropix
+from benchmarks.methods import (
+    ENTROPY_LOOP,
+    METHODS,
+    REPLICATED,
+    Course,
+    Hyperparameters,
+    Method,
+    centre,
+    falling,
+    outer_steps,
+    sgd,
+)
+from entropix import losses, scoping
+from entropix.losses import Loss, SmoothedLoss
+
+# Displaced copies of the weights in one update of the smoothed losses: y = 4 in the paper.
+SAMPLES = 4
+
+
+def elastic_sgd(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """EAMSGD: the pull is outside the momentum."""
+    del key
+    return entropix.elastic_sgd(
+        falling(values, course.steps),
+        gamma=grown_gamma(values, course),
+        center_rate=values["center_rate"],
+        every=int(values["every"]),
+        momentum=values["momentum"],
+        axis=0,
+    )
+
+
+def parle(values: Hyperparameters, course: Course, key: jax.Array) -> optax.GradientTransformation:
+    """Replicas of Entropy-SGD that meet at every outer step."""
+    return entropix.parle(
+        falling(values, outer_steps(values, course)),
+        gamma=scoping.exponential(values["gamma"], values["gamma_growth"]),
+        rho=values["rho"],
+        inner_learning_rate=values["inner_learning_rate"],
+        inner_steps=int(values["inner_steps"]),
+        inner_momentum=values["inner_momentum"],
+        noise=values["noise"],
+        momentum=values["momentum"],
+        key=key,
+        axis=0,
+    )
+
+
+def heat_sgd(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """Entropy-SGD with a plain average of the iterates."""
+    return entropix.heat_sgd(
+        falling(values, outer_steps(values, course)),
+        gamma=scoping.exponential(values["gamma"], values["gamma_growth"]),
+        inner_learning_rate=values["inner_learning_rate"],
+        inner_steps=int(values["inner_steps"]),
+        inner_momentum=values["inner_momentum"],
+        noise=values["noise"],
+        key=key,
+    )
+
+
+def hopf_lax_sgd(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """Steps to the last iterate of a noiseless inner loop."""
+    del key
+    return entropix.hopf_lax_sgd(
+        falling(values, outer_steps(values, course)),
+        gamma=scoping.exponential(values["gamma"], values["gamma_growth"]),
+        inner_learning_rate=values["inner_learning_rate"],
+        inner_steps=int(values["inner_steps"]),
+        inner_momentum=values["inner_momentum"],
+    )
+
+
+def replicated_adam(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """Adam on the gradients of coupled replicas."""
+    del key
+    return optax.chain(coupling(values, course), optax.adam(falling(values, course.steps)))
+
+
+def replicated_sam(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """SAM on each replica, with a coupled descent."""
+    del key
+    descent = optax.chain(
+        coupling(values, course),
+        optax.sgd(falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True),
+    )
+    ascent = optax.chain(each_to_unit_norm(), optax.sgd(values["rho"]))
+    return optax.contrib.sam(descent, ascent, sync_period=2)
+
+
+def each_to_unit_norm() -> optax.GradientTransformation:
+    """The gradient of each replica, on the first axis, divided by its norm; zero stays zero."""
+
+    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
+        del params
+        norm = jax.vmap(optax.tree.norm)(updates)
+        return jax.tree.map(
+            lambda u: u / jnp.maximum(norm, 1e-12).reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype),
+            updates,
+        )
+
+    return optax.stateless(scale)
+
+
+def coupling(values: Hyperparameters, course: Course) -> optax.GradientTransformation:
+    """The pull between stacked replicas, in front of any optimizer."""
+    return entropix.couple_replicas(grown_gamma(values, course), every=int(values["every"]), axis=0)
+
+
+def grown_gamma(values: Hyperparameters, course: Course) -> optax.Schedule:
+    """A coupling that starts where pull and loss balance, and grows up to a cap."""
+    cap = values["pull_cap"] / (int(values["every"]) * values["learning_rate"])
+    return scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap)
+
+
+def anchor_centre(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The mean of the replicas' anchors."""
+    return centre(opt_state, entropix.eval_params(opt_state, params))
+
+
+def local_average(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
+    """The mean loss over a cube around all weights."""
+    return lambda loss: losses.local_average_loss(loss, radius=values["radius"], samples=SAMPLES)
+
+
+def local_entropy(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
+    """The local entropy over a cube around all weights."""
+    return lambda loss: losses.local_entropy_loss(loss, radius=values["radius"], samples=SAMPLES)
+
+
+def gaussian_smoothed(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
+    """The loss convolved with a Gaussian."""
+    return lambda loss: losses.gaussian_smoothed_loss(loss, std=values["std"], samples=SAMPLES)
+
+
+RELAXATION = {
+    "learning_rate": 1.0,
+    "inner_learning_rate": 0.1,
+    "inner_steps": 20,
+    "inner_momentum": 0.9,
+    "gamma": 1e-4,
+    "gamma_growth": 1e-3,
+}
+SMOOTHED_SGD = {"learning_rate": 0.1, "momentum": 0.9}
+
+FAMILY: dict[str, Method] = {
+    "elastic_sgd": Method(
+        "elastic-averaging SGD with momentum, evaluated at the mean of the replicas",
+        elastic_sgd,
+        {**REPLICATED, "center_rate": 0.9},
+        replicated=True,
+        weights=centre,
+    ),
+    "parle": Method(
+        "Parle, evaluated at the mean of the replicas' anchors",
+        parle,
+        {"learning_rate": 1.0, "momentum": 0.0, "rho": 0.3, **ENTROPY_LOOP, "noise": 0.0},
+        replicated=True,
+        cycle="inner_steps",
+        weights=anchor_centre,
+    ),
+    "heat_sgd": Method(
+        "HEAT of Deep Relaxation, evaluated at the anchor",
+        heat_sgd,
+        {**RELAXATION, "noise": 0.0},
+        cycle="inner_steps",
+        weights=entropix.eval_params,
+    ),
+    "hopf_lax_sgd": Method(
+        "the proximal step of Deep Relaxation, evaluated at the anchor",
+        hopf_lax_sgd,
+        RELAXATION,
+        cycle="inner_steps",
+        weights=entropix.eval_params,
+    ),
+    "replicated_adam": Method(
+        "Adam on coupled replicas, evaluated at the centre",
+        replicated_adam,
+        {"learning_rate": 1e-3, "every": 10, "gamma_factor": 1e4, "pull_cap": 0.1},
+        replicated=True,
+        weights=centre,
+    ),
+    "replicated_sam": Method(
+        "sharpness-aware minimisation on coupled replicas, evaluated at the centre",
+        replicated_sam,
+        {**REPLICATED, "rho": 0.05},
+        replicated=True,
+        cycle=2,
+        weights=centre,
+    ),
+    "local_average": Method(
+        f"SGD on the loss averaged over a cube (PLA), {SAMPLES + 1} gradients per step",
+        sgd,
+        {**SMOOTHED_SGD, "radius": 0.01},
+        gradients=SAMPLES + 1,
+        smooth=local_average,
+    ),
+    "local_entropy": Method(
+        f"SGD on the local entropy over a cube (PLEA), {SAMPLES + 1} gradients per step",
+        sgd,
+        {**SMOOTHED_SGD, "radius": 0.01},
+        gradients=SAMPLES + 1,
+        smooth=local_entropy,
+    ),
+    "gaussian_smoothing": Method(
+        f"SGD on the loss convolved with a Gaussian, {SAMPLES} gradients per step",
+        sgd,
+        {**SMOOTHED_SGD, "std": 0.01},
+        gradients=SAMPLES,
+        smooth=gaussian_smoothed,
+    ),
+}
+
+ALL_METHODS: dict[str, Method] = {**METHODS, **FAMILY}
