@@ -166,7 +166,7 @@ FAMILY: dict[str, Method] = {
     "elastic_sgd": Method(
         "elastic-averaging SGD with momentum, evaluated at the mean of the replicas",
         elastic_sgd,
-        {**REPLICATED, "center_rate": 0.9},
+        {**REPLICATED, "pull_cap": 0.5, "center_rate": 0.9},
         replicated=True,
         weights=centre,
     ),
@@ -195,14 +195,14 @@ FAMILY: dict[str, Method] = {
     "replicated_adam": Method(
         "Adam on coupled replicas, evaluated at the centre",
         replicated_adam,
-        {"learning_rate": 1e-3, "every": 10, "gamma_factor": 1e4, "pull_cap": 0.1},
+        {"learning_rate": 3e-3, "every": 1, "gamma_factor": 1e4, "pull_cap": 0.1},
         replicated=True,
         weights=centre,
     ),
     "replicated_sam": Method(
         "sharpness-aware minimisation on coupled replicas, evaluated at the centre",
         replicated_sam,
-        {**REPLICATED, "rho": 0.05},
+        {**REPLICATED, "every": 2, "rho": 0.05},
         replicated=True,
         cycle=2,
         weights=centre,
