@@ -19,6 +19,7 @@ from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
 from benchmarks.memory import keep_freed_memory
+from benchmarks.partial import main as partial
 from benchmarks.scaling import main as scaling
 from benchmarks.speed import main as speed
 
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distributed": (distributed.Distributed, distributed.run),
     "flatness": (flatness.Flatness, flatness.run),
     "papers": (papers.Papers, papers.run),
+    "partial": (partial.Partial, partial.run),
     "scaling": (scaling.Scaling, scaling.run),
     "speed": (speed.Speed, speed.run),
 }

@@ -1,0 +1,1 @@
+"""`python -m benchmarks partial`: smoothing layer by layer, and the layers' temperatures."""

@@ -1,0 +1,86 @@
+"""The two figures of the layer-by-layer experiment."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.plots import COLOURS, LINES, save
+
+
+def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
+    """Draws both as PNG and SVG; answers the PNG files by name."""
+    drawers = {"radius_sweep": radius_sweep, "layer_temperature": layer_temperature}
+    return {name: save(folder, name, draw_one, found) for name, draw_one in drawers.items()}
+
+
+def radius_sweep(found: dict[str, Any]) -> Figure:
+    """Test error against radius, a curve for each choice of layers, a panel for each depth."""
+    depths = found["configuration"]["depths"]
+    figure = Figure(figsize=(5.5 * len(depths), 4.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(depths)))
+    for axes, depth in zip(panels, depths, strict=True):
+        records = [cell for cell in found["cells"].values() if cell["depth"] == depth]
+        labels = list(dict.fromkeys(cell["label"] for cell in records))
+        for at, label in enumerate(labels):
+            curve = sorted(
+                (cell for cell in records if cell["label"] == label), key=lambda c: c["radius"]
+            )
+            errors = 100 * np.array([cell["test_error"] for cell in curve])
+            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+            mean, bar = errors.mean(1), spread(errors)
+            if curve[0]["radius"] == 0:
+                axes.axhline(mean[0], label=label, **style)
+                axes.axhspan(
+                    mean[0] - bar[0], mean[0] + bar[0], color=style["color"], alpha=0.1, lw=0
+                )
+            else:
+                radii = [cell["radius"] for cell in curve]
+                axes.errorbar(radii, mean, bar, label=label, marker="o", capsize=2, **style)
+        axes.set(
+            title=f"{depth} layers of weights", xscale="log", xlabel="half the side of the cube, R",
+            ylabel="error on the test images (%)",
+        )  # fmt: skip
+        axes.legend()
+    figure.suptitle(subtitle(found), fontsize=10, color="0.35")
+    return figure
+
+
+def layer_temperature(found: dict[str, Any]) -> Figure:
+    """Temperature of each layer against updates, a panel for each depth."""
+    depths = found["configuration"]["depths"]
+    figure = Figure(figsize=(5.5 * len(depths), 4.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(depths)))
+    for axes, depth in zip(panels, depths, strict=True):
+        points = found["temperatures"][str(depth)]
+        steps = [point["step"] for point in points]
+        for at, name in enumerate(points[0]["temperature"]):
+            mean = np.array([point["temperature"][name] for point in points])
+            bar = np.array([point["temperature_std_error"][name] for point in points])
+            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+            axes.plot(steps, mean, label=name, **style)
+            axes.fill_between(steps, mean - bar, mean + bar, color=style["color"], alpha=0.15, lw=0)
+        axes.set(
+            title=f"{depth} layers of weights", xscale="log", yscale="log",
+            xlabel="updates of the plain training", ylabel="temperature of the layer",
+        )  # fmt: skip
+        axes.legend()
+    figure.suptitle(subtitle(found), fontsize=10, color="0.35")
+    return figure
+
+
+def spread(errors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Standard errors over seeds (the last axis), 0 with one seed."""
+    count = errors.shape[1]
+    if count == 1:
+        return np.zeros(len(errors))
+    return np.asarray(errors.std(1, ddof=1) / np.sqrt(count))
+
+
+def subtitle(found: dict[str, Any]) -> str:
+    """What was run."""
+    config = found["configuration"]
+    return (
+        f"{config['dataset']}, width {config['width']}, {config['loss']}, {config['seeds']} seeds"
+    )
