@@ -13,10 +13,14 @@ from rich.table import Table
 from benchmarks import environment
 from benchmarks.errors import UsageError
 from benchmarks.files import write_text
-from benchmarks.speed import flatness, training
+from benchmarks.speed import committee, flatness, training
 from benchmarks.speed.timing import Figure
 
-SECTIONS = {"training": training.measure, "flatness": flatness.measure}
+SECTIONS = {
+    "training": training.measure,
+    "flatness": flatness.measure,
+    "committee": committee.measure,
+}
 COLUMNS = ("measured", "ms", "MiB", "against", "ms", "MiB", "ratio", "target")
 
 

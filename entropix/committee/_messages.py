@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr
 
 from entropix.committee import _nodes
+from entropix.committee._normal import log_cdf
 from entropix.committee.model import Committee
 
 Node = Literal["gaussian", "relaxed", "exact"]
@@ -103,7 +103,7 @@ def _evidence(
     """Sums, fields on the hidden signs (None: the output is the sign), log P(right output)."""
     sums = _nodes.field_sums(inputs, mean, variance)
     if model.num_hidden == 1:
-        return sums, None, log_ndtr(sums.scaled)[:, 0]
+        return sums, None, log_cdf(sums.scaled)[:, 0]
     down, log_z = _nodes.output_node(model.output, _nodes.gaussian_up(sums))
     return sums, down, log_z
 

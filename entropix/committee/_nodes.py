@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr
 
+from entropix.committee._normal import log_cdf
 from entropix.committee.model import Output
 
 # Beyond it a sign is certain to all purposes: its log odds are 60.
@@ -49,7 +49,7 @@ def field_sums(inputs: jax.Array, mean: jax.Array, variance: jax.Array) -> Sums:
 
 def gaussian_up(sums: Sums) -> jax.Array:
     """Field on the sign of a normal sum, shape (M, K)."""
-    return jnp.clip((log_ndtr(sums.scaled) - log_ndtr(-sums.scaled)) / 2, -CLIP, CLIP)
+    return jnp.clip((log_cdf(sums.scaled) - log_cdf(-sums.scaled)) / 2, -CLIP, CLIP)
 
 
 def output_node(output: Output, up: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -128,10 +128,10 @@ def channel(sums: Sums, down: jax.Array | None) -> Channel:
     t = sums.scaled
     log_density = -(t**2) / 2 - jnp.log(jnp.asarray(2 * jnp.pi, t.dtype)) / 2
     if down is None:
-        slope = jnp.exp(log_density - log_ndtr(t))
+        slope = jnp.exp(log_density - log_cdf(t))
     else:
         log_z = jnp.logaddexp(
-            jax.nn.log_sigmoid(2 * down) + log_ndtr(t), jax.nn.log_sigmoid(-2 * down) + log_ndtr(-t)
+            jax.nn.log_sigmoid(2 * down) + log_cdf(t), jax.nn.log_sigmoid(-2 * down) + log_cdf(-t)
         )
         slope = jnp.tanh(down) * jnp.exp(log_density - log_z)
     slope = slope / jnp.sqrt(sums.variance)
@@ -157,10 +157,10 @@ def gaussian_fields(
     spread = jnp.sqrt(jnp.maximum(sums.variance[:, :, None] - variance, SMALLEST_VARIANCE))
 
     def log_agreement(total: jax.Array) -> jax.Array:
-        yes = log_ndtr(total / spread)
+        yes = log_cdf(total / spread)
         if down is None:
             return yes
-        return _log_agreement(yes, log_ndtr(-total / spread), down[:, :, None])
+        return _log_agreement(yes, log_cdf(-total / spread), down[:, :, None])
 
     return inputs * (log_agreement(rest + 1) - log_agreement(rest - 1)) / 2
 
