@@ -15,6 +15,7 @@ import tyro
 
 from benchmarks import compare
 from benchmarks.distributed import main as distributed
+from benchmarks.committee import main as committee
 from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
@@ -26,6 +27,7 @@ from benchmarks.speed import main as speed
 # Each experiment: the dataclass of its options, and the function that runs it and answers the exit
 # status.
 EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "committee": (committee.CommitteeMachines, committee.run),
     "compare": (compare.Compare, compare.run),
     "distributed": (distributed.Distributed, distributed.run),
     "flatness": (flatness.Flatness, flatness.run),

@@ -1,0 +1,146 @@
+"""The pictures of the committee experiments."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from benchmarks.plots import COLOURS, LINES, SMALLEST_SHOWN, save, share_beyond, tail
+
+Record = dict[str, Any]
+Draw = Callable[[Axes, list[Record], dict[str, Any], dict[str, Any]], None]
+
+
+def draw(folder: Path, found: dict[str, Any]) -> list[Path]:
+    """Draws what there is to draw as PNG and SVG; answers the PNG files."""
+    pictures = [
+        save(folder, "local_entropy", by_experiment(entropy_curve), found),
+        save(folder, "hessian", by_experiment(hessian), found),
+        save(folder, "noise", by_experiment(noise), found),
+    ]
+    if found["correlations"]:
+        pictures.append(save(folder, "correlation", correlation, found))
+    return pictures
+
+
+def by_experiment(draw_one: Draw) -> Callable[[dict[str, Any]], Figure]:
+    """A figure with a panel for each experiment and a line for each algorithm."""
+
+    def panels(found: dict[str, Any]) -> Figure:
+        experiments = found["experiments"]
+        figure = Figure(figsize=(4.4 * len(experiments) + 2, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(experiments), squeeze=False)[0]
+        styles = styles_of(found)
+        for one, (name, experiment) in zip(axes, experiments.items(), strict=True):
+            for algorithm, records in experiment["algorithms"].items():
+                draw_one(one, records, {"label": algorithm, **styles[algorithm]}, found["measures"])
+            one.set_title(f"{name}: {experiment['title']}")
+        handles = {
+            label: handle
+            for one in axes
+            for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3)
+        return figure
+
+    return panels
+
+
+def styles_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A colour and a line for each algorithm, the same in all pictures."""
+    names = list(
+        dict.fromkeys(name for one in found["experiments"].values() for name in one["algorithms"])
+    )
+    return {
+        name: {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+        for at, name in enumerate(names)
+    }
+
+
+def entropy_curve(
+    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+) -> None:
+    """Mean over seeds of the local entropy against the distance; converged points only."""
+    del measures
+    distance, entropy = (
+        np.array([record[name] for record in records], float)
+        for name in ("distance", "relative_entropy")
+    )
+    converged = np.array([record["converged"] for record in records]).all(axis=0)
+    mean, error = mean_and_error(entropy[:, converged])
+    place = distance[:, converged].mean(axis=0)
+    axes.plot(place, mean, **style)
+    axes.fill_between(place, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+    axes.set(xlabel="distance 1 − S²", ylabel="log share of solutions, per weight", xlim=(0, 0.25))
+
+
+def hessian(
+    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+) -> None:
+    """Share of the eigenvalues beyond a size."""
+    del measures
+    tails = [
+        tail(np.array(record["spectrum"]["nodes"]), np.array(record["spectrum"]["weights"]))
+        for record in records
+    ]
+    sizes = np.unique(np.concatenate([nodes for nodes, _ in tails]))
+    shares = np.mean([share_beyond(sizes, *one) for one in tails], axis=0)
+    axes.plot(sizes, shares, drawstyle="steps-pre", **style)
+    axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="share of eigenvalues beyond")
+    axes.set_xlim(left=SMALLEST_SHOWN * max(sizes[-1], axes.get_xlim()[1]))
+
+
+def noise(
+    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+) -> None:
+    """Training error under noise on the inputs."""
+    mean, error = mean_and_error(100 * np.array([record["noise_error"] for record in records]))
+    rates = np.array(measures["rates"])
+    axes.plot(rates, mean, **style)
+    axes.fill_between(rates, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+    axes.set(xlabel="share of inputs flipped", ylabel="training error (%)")
+
+
+def correlation(found: dict[str, Any]) -> Figure:
+    """Each run as a point: local entropy and local energy against the test error."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    styles = styles_of(found)
+    experiment = found["experiments"]["images"]
+    labels = {
+        "local_entropy": "local entropy per weight",
+        "local_energy": "local energy: rise of the training error (%)",
+    }
+    for one, (quantity, label) in zip(axes, labels.items(), strict=True):
+        for algorithm, records in experiment["algorithms"].items():
+            points = np.array([coordinates(record, found["measures"]) for record in records])
+            x = points[:, list(labels).index(quantity)]
+            one.plot(x, points[:, 2], "o", color=styles[algorithm]["color"], label=algorithm)
+        one.set(xlabel=label, ylabel="test error (%)")
+        one.set_title(f"correlation {found['correlations'][quantity]:+.2f}")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper")
+    return figure
+
+
+def coordinates(record: Record, measures: dict[str, Any]) -> tuple[float, float, float]:
+    """Local entropy at the reference strength, local energy at the largest noise, test error."""
+    at = measures["strengths"].index(measures["reference_strength"])
+    entropy = record["relative_entropy"][at]
+    return (
+        float("nan") if entropy is None or not record["converged"][at] else entropy,
+        100 * record["local_energy"][-1],
+        100 * record["test_error"],
+    )
+
+
+def mean_and_error(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Over the first axis; the error is 0 for a single seed."""
+    mean = numbers.mean(axis=0)
+    if len(numbers) == 1:
+        return mean, np.zeros_like(mean)
+    return mean, numbers.std(axis=0, ddof=1) / np.sqrt(len(numbers))
