@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, ndtr
 
 from entropix.committee.replica_theory import franz_parisi, replica_symmetric, wide_minima
+from entropix.committee.replica_theory._committee_replicas import best_shifts
 from entropix.committee.replica_theory._replicas import best_shift
 
 Z = np.linspace(-9, 9, 1801)
@@ -35,6 +36,26 @@ def test_shift_is_the_maximum(log_delta, x64):
         if found.fun > 1e-6:
             assert float(shift) == pytest.approx(found.x, abs=2e-4)
     assert np.all(np.asarray(best.shift) > 0)
+
+
+@pytest.mark.parametrize("output", ["majority", "parity"])
+def test_shifts_of_three_units_are_the_maximum_on_a_grid(output, x64):
+    variance, log_delta = 0.2, 0.5
+    axis = np.linspace(-3, 3, 61)
+    u = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    a, b, c = ndtr(u / math.sqrt(variance)).T
+    probability = {
+        "majority": a * b + a * c + b * c - 2 * a * b * c,
+        "parity": (1 + (2 * a - 1) * (2 * b - 1) * (2 * c - 1)) / 2,
+    }[output]
+    fields = np.array([[-0.6, -0.4, 0.9], [-1.0, 0.3, 0.7], [0.8, 0.5, -0.9], [-0.2, -1.0, -1.5]])
+    best = jax.vmap(best_shifts, in_axes=(0, None, None, None))(
+        jnp.asarray(fields), jnp.asarray(log_delta), jnp.asarray(variance), output
+    )
+    for h, value in zip(fields, best.value, strict=True):
+        gain = np.log(probability) - np.sum((u - h) ** 2, axis=1) / (2 * math.exp(log_delta))
+        assert float(value) == pytest.approx(gain.max(), abs=2e-2)
+        assert float(value) > gain.max() - 1e-3
 
 
 @pytest.mark.parametrize(

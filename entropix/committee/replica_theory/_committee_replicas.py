@@ -11,6 +11,7 @@ from entropix.committee.replica_theory._units import log_even_parity, log_majori
 Output = Literal["majority", "parity"]
 
 SWEEPS = 12
+# Where no pattern turns on a unit, its share has a logarithm all the same.
 TINY = 1e-300
 
 
