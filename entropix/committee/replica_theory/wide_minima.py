@@ -87,8 +87,8 @@ def wide_minima(
     its curve is flat at :math:`-\alpha \log 2`, and it has no wide minima. At finite K it is not
     flat.
 
-    Replica symmetry is broken here (the external entropy of the centres is negative), so that the
-    values are estimates, exact at small loads.
+    The centres' own entropy comes out negative here: their replica symmetry is broken, which is
+    neglected, so that the values are estimates.
 
     Args:
       alpha: load, patterns for each weight, above 0; a number or an array.
@@ -97,7 +97,7 @@ def wide_minima(
       weights: ``"binary"`` (perceptron only) or ``"spherical"``.
       hidden_units: K of the tree committee: 1 (the perceptron, default), an integer, odd for
         ``"majority"``, or ``math.inf``. Between 1 and infinity the K-dimensional integral is over
-        512 quasi-Monte-Carlo points, with errors of some 0.003 for each alpha.
+        512 quasi-Monte-Carlo points, with errors of some 0.003 up to K = 9, and more above.
       output: ``"majority"`` (default) or ``"parity"``, how the hidden signs make the output.
 
     Returns:
