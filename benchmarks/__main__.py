@@ -14,8 +14,8 @@ os.environ["XLA_FLAGS"] = (
 import tyro
 
 from benchmarks import compare
-from benchmarks.distributed import main as distributed
 from benchmarks.committee import main as committee
+from benchmarks.distributed import main as distributed
 from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
