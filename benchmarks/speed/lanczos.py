@@ -23,6 +23,10 @@ from benchmarks.models import Dense
 from benchmarks.network import Network
 from entropix.flatness import hessian_operator, lanczos
 
+# The threads of torch spin while they wait, and starve each other where anything else runs: on two
+# busy cores that made the products 10 times slower. It must be there before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Call = Callable[[], Any]
 
 STEPS = 80
@@ -127,9 +131,6 @@ def curvlinops() -> Call:
 
 def torch_problem() -> tuple[Any, Any, Any]:
     """The network, loss and data of `problem` in torch."""
-    # Its threads spin while they wait, and starve each other where anything else runs: on two busy
-    # cores that made the products 10 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
     params, (images, labels) = problem()
