@@ -1,19 +1,17 @@
 """A step written for one replica, run on y replicas over D devices."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from entropix._validation import check_integer
+from entropix.replicas._transfer import all_rows, moved, put
 
 Backend = Literal["pmap", "shard_map", "jit"]
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -51,7 +49,14 @@ class Plan:
         return (_REPLICAS,) if self.backend == "jit" else (_DEVICES, _REPLICAS)
 
     def data_mean(self, tree: Any) -> Any:
-        """The mean over the devices that share a replica, for gradients and losses in a step."""
+        """The mean over the devices that share a replica, to be taken inside a step.
+
+        Args:
+          tree: gradients, losses, batch statistics of one device's part of the mini-batch.
+
+        Returns:
+          Their mean over the whole mini-batch; the tree itself where it is not divided.
+        """
         if self.data_shards == 1 or self.backend == "jit":
             return tree
         if self.backend == "shard_map":
@@ -79,7 +84,7 @@ class Plan:
                     f"with axes, got shape {leaf.shape} at state{jax.tree_util.keystr(path)}"
                 )
         if self.backend != "pmap":
-            return jax.tree.map(_put, state, self._state_shardings(state))
+            return jax.tree.map(put, state, self._state_shardings(state))
         rows = self._local_rows()
         # The sharding of what pmap gives back, so that the second call is not compiled anew.
         mesh = Mesh(np.asarray(self.devices)[rows], (_DEVICES,))
@@ -165,14 +170,21 @@ class Plan:
         return jax.tree.map(part, batch)
 
     def collect(self, tree: Any) -> Any:
-        """The replicas stacked on the first axis again, from a state or an answer of `run`."""
+        """The replicas stacked on the first axis again.
+
+        Args:
+          tree: a state or an answer of `run`.
+
+        Returns:
+          Arrays of shape (y, ...) that every process has whole.
+        """
         if self.backend != "pmap":
-            return _moved(tree, NamedSharding(self._mesh(), P()))
+            return moved(tree, NamedSharding(self._mesh(), P()))
 
         def stacked(x: jax.Array) -> Any:
             if not x.ndim:
                 return x
-            rows = x if jax.process_count() == 1 else _all_rows(x)
+            rows = x if jax.process_count() == 1 else all_rows(x)
             return rows[:: self.data_shards].reshape(self.replicas, *rows.shape[2:])
 
         return jax.tree.map(stacked, tree)
@@ -283,35 +295,6 @@ class _Pmapped:
                 devices=self._plan.devices,
             )
         return self._compiled[structure, axes]
-
-
-@functools.partial(jax.jit, static_argnames="sharding")
-def _moved(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays of these devices in another sharding over them."""
-    return jax.lax.with_sharding_constraint(tree, sharding)
-
-
-def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """The array in a sharding, which may be over devices of other processes that have it too."""
-    if jax.process_count() == 1:
-        return jax.device_put(x, sharding)
-    if not x.is_fully_addressable:
-        return _moved(x, sharding)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            _put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
-        )
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda place: whole[place])
-
-
-def _all_rows(x: jax.Array) -> jax.Array:
-    """The rows of all processes, from those of each."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            _all_rows(jax.random.key_data(x)), impl=jax.random.key_impl(x)
-        )
-    return jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _mapped_here(step: Step, state: Any, batch: Any) -> tuple[Any, Any]:

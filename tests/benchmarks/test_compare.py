@@ -79,6 +79,8 @@ def without_times(tree):
         ("--epochs nan", "--epochs must be above 0"),
         ("--batch-size 5000", "1300 training images"),
         ("--replicas 1", "--replicas must be at least 2"),
+        ("--replicas 4 --devices 3", "--devices must divide --replicas 4 and be at most"),
+        ("--replicas 4 --devices 0", "--devices must be at least 1, got 0"),
         ("--dropout 1", "--dropout must be"),
         ("--holdout 1.5", "--holdout must be"),
         ("--set sgd.learning_rate", "METHOD.NAME=VALUE"),
