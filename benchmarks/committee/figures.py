@@ -88,10 +88,10 @@ def hessian(
         for record in records
     ]
     sizes = np.unique(np.concatenate([nodes for nodes, _ in tails]))
+    sizes = sizes[sizes > SMALLEST_SHOWN * sizes[-1]]
     shares = np.mean([share_beyond(sizes, *one) for one in tails], axis=0)
     axes.plot(sizes, shares, drawstyle="steps-pre", **style)
     axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="share of eigenvalues beyond")
-    axes.set_xlim(left=SMALLEST_SHOWN * max(sizes[-1], axes.get_xlim()[1]))
 
 
 def noise(
@@ -129,13 +129,17 @@ def correlation(found: dict[str, Any]) -> Figure:
 
 def coordinates(record: Record, measures: dict[str, Any]) -> tuple[float, float, float]:
     """Local entropy at the reference strength, local energy at the largest noise, test error."""
-    at = measures["strengths"].index(measures["reference_strength"])
-    entropy = record["relative_entropy"][at]
     return (
-        float("nan") if entropy is None or not record["converged"][at] else entropy,
+        reference_entropy(record, measures),
         100 * record["local_energy"][-1],
         100 * record["test_error"],
     )
+
+
+def reference_entropy(record: Record, measures: dict[str, Any]) -> float:
+    """Local entropy at the reference strength; nan where the sweeps did not converge."""
+    at = measures["strengths"].index(measures["reference_strength"])
+    return float(record["relative_entropy"][at]) if record["converged"][at] else float("nan")
 
 
 def mean_and_error(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

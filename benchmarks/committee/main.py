@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -208,7 +209,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
                 f"{sum(record['errors'] == 0 for record in records)}/{len(records)}",
                 f"{statistics.fmean(record['passes'] for record in records):.0f}",
                 mean([record["distance"][at] for record in records], ".3f"),
-                mean([record["relative_entropy"][at] for record in records], ".4f"),
+                mean([figures.reference_entropy(one, found["measures"]) for one in records], ".5f"),
                 mean([100 * record["local_energy"][-1] for record in records], ".2f"),
                 mean([100 * record["noise_error"][-1] for record in records], ".2f"),
                 mean([100 * record["test_error"] for record in records], ".2f")
@@ -221,8 +222,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
     console.print(f"Written: {folder}")
 
 
-def mean(numbers: list[float | None], form: str) -> str:
-    """The mean in that format; a dash where a number is missing."""
-    if any(number is None for number in numbers):
-        return "-"
-    return format(statistics.fmean(number for number in numbers if number is not None), form)
+def mean(numbers: list[float], form: str) -> str:
+    """The mean in that format over the instances that have a number, a dash where none has."""
+    known = [number for number in numbers if math.isfinite(number)]
+    return format(statistics.fmean(known), form) if known else "-"

@@ -16,8 +16,10 @@ from entropix.committee import (
 )
 
 STRENGTHS = (200.0, 100.0, 50.0, 30.0, 20.0, 12.0, 8.0, 5.0, 3.0)
-# Of the strengths: where the correlations are taken, 1 - S^2 near 0.05.
-REFERENCE_STRENGTH = 20.0
+# Of the strengths: where the correlations are taken, 1 - S^2 near 0.03.
+REFERENCE_STRENGTH = 30.0
+# Correlated images need more than the default damping.
+DAMPING, MAX_SWEEPS = 0.7, 200
 RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 SIGMAS = (0.1, 0.2, 0.3, 0.5)
 SAMPLES = 50
@@ -31,6 +33,8 @@ def settings() -> dict[str, Any]:
     return {
         "strengths": list(STRENGTHS),
         "reference_strength": REFERENCE_STRENGTH,
+        "damping": DAMPING,
+        "max_sweeps": MAX_SWEEPS,
         "rates": list(RATES),
         "sigma": list(SIGMAS),
         "samples": SAMPLES,
@@ -51,7 +55,10 @@ class Measures:
     def __call__(self, problem: Problem, weights: jax.Array, key: jax.Array) -> dict[str, Any]:
         """Every quantity; two networks of one instance see the same random numbers."""
         energy_key, noise_key, spectrum_key = jax.random.split(key, 3)
-        curve = local_entropy_curve(self._model, *problem.train, weights, jnp.array(STRENGTHS))
+        curve = local_entropy_curve(
+            self._model, *problem.train, weights, jnp.array(STRENGTHS),
+            damping=DAMPING, max_steps=MAX_SWEEPS,
+        )  # fmt: skip
         energy = flatness.local_energy(
             self._error, weights, problem.train, energy_key,
             sigma=jnp.array(SIGMAS), num_samples=SAMPLES,

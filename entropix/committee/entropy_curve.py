@@ -61,9 +61,10 @@ def local_entropy_curve(
        N S = \frac{d \Phi}{d \gamma} = \tilde W \cdot \langle W \rangle
 
     by belief propagation under the field gamma towards the reference. Each strength starts from the
-    messages of the one before: give them in falling order, from the reference outwards. Strengths
-    at which the sweeps do not converge are told by ``converged``; near a reference with hardly any
-    margin they fail first.
+    messages of the one before, or from none where that one did not converge: give them in falling
+    order, from the reference outwards. Strengths at which the sweeps do not converge are told by
+    ``converged``. Around a reference with hardly any margin, and on patterns with strong
+    correlations, more damping helps up to a point.
 
     Args:
       model: the network.
@@ -149,7 +150,9 @@ def _local_entropy_curve(
         overlap = jnp.sum(reference * end.mean) / size
         entropy = free_entropy(model, node, problem, end, batch_size) / size - strength * overlap
         distance, everything = _geometry(model, overlap)
-        return end.messages, LocalEntropyCurve(
+        converged = end.residual <= stop.tolerance
+        usable = jax.tree.map(lambda every: jnp.where(converged, every, 0), end.messages)
+        return usable, LocalEntropyCurve(
             strength=strength,
             overlap=overlap,
             distance=distance,
@@ -157,7 +160,7 @@ def _local_entropy_curve(
             relative_entropy=entropy - everything,
             steps=end.steps,
             residual=end.residual,
-            converged=end.residual <= stop.tolerance,
+            converged=converged,
         )
 
     messages = no_messages(model, problem.labels.shape[0], reference.dtype)
