@@ -1,0 +1,155 @@
+"""The committee experiments end to end, with cheap measures; the measures; what is refused."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.committee import figures, measures
+from benchmarks.committee.main import CommitteeMachines, correlations, run
+from benchmarks.committee.problems import PROBLEMS, Problem, Sizes
+from benchmarks.data import digits
+from benchmarks.errors import UsageError
+from benchmarks.speed import committee as speed
+from entropix.committee import Committee, least_action_learning, random_patterns
+from entropix.committee import _messages as messages
+
+SIZES = Sizes(num_hidden=3, num_inputs=27, alpha=0.5, pair=(3, 4), per_class=20)
+SMALL = ["committee", "--num-hidden=3", "--num-inputs=27", "--alpha=0.5", "--per-class=20"]
+SMALL += ["--dataset=digits", "--seeds=2", "--max-epochs=100", "--algorithms", "lal", "sgd_fast"]
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Numbers that depend on the weights, without the estimators, which compile for long."""
+
+    def measure(self, problem, weights, key):
+        size = float(jnp.mean(jnp.abs(weights)))
+        points = len(measures.STRENGTHS)
+        return {
+            "distance": np.linspace(0.01, 0.2, points).tolist(),
+            "relative_entropy": [-size] * points,
+            "converged": [True] * (points - 1) + [False],
+            "local_energy": [size] * len(measures.SIGMAS),
+            "noise_error": [0.1] * len(measures.RATES),
+            "spectrum": {"nodes": [-1.0, 0.5, 1.0], "weights": [0.2, 0.3, 0.5]},
+            "test_error": None if problem.test is None else size / 10,
+        }
+
+    monkeypatch.setattr(measures.Measures, "__call__", measure)
+
+
+def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *SMALL, f"--output={folder}"])
+    assert main() == 0
+    found = json.loads((folder / "results.json").read_text())
+    assert set(found["experiments"]) == {"random", "images", "shuffled"}
+    for name, experiment in found["experiments"].items():
+        assert set(experiment["algorithms"]) == {"lal", "sgd_fast"}
+        for records in experiment["algorithms"].values():
+            assert len(records) == 2
+            assert all((record["test_error"] is None) == (name != "images") for record in records)
+    assert found["experiments"]["random"]["patterns"] == 14
+    assert found["experiments"]["images"]["patterns"] == 40
+    assert found["correlations"]["local_entropy"] == pytest.approx(-1.0)
+    assert found["correlations"]["local_energy"] == pytest.approx(1.0)
+    for picture in ("local_entropy", "hessian", "noise", "correlation"):
+        assert (folder / f"{picture}.png").stat().st_size > 5000
+        assert (folder / f"{picture}.svg").exists()
+    shown = capsys.readouterr().out
+    assert "correlation of local entropy with test error: -1.00" in shown
+
+
+def test_shuffled_images_keep_each_pixels_values():
+    images = digits()
+    plain = PROBLEMS["images"][0](SIZES, images, jax.random.key(0))
+    shuffled = PROBLEMS["shuffled"][0](SIZES, images, jax.random.key(0))
+    assert plain.test is not None
+    assert shuffled.test is None
+    np.testing.assert_array_equal(
+        jnp.sort(shuffled.train.patterns, 0), jnp.sort(plain.train.patterns, 0)
+    )
+    assert not jnp.array_equal(shuffled.train.patterns, plain.train.patterns)
+    np.testing.assert_array_equal(shuffled.train.labels, plain.train.labels)
+
+
+def test_measures_of_a_real_solution(monkeypatch):
+    monkeypatch.setattr(measures, "STRENGTHS", (100.0, 30.0))
+    monkeypatch.setattr(measures, "LANCZOS_STEPS", 10)
+    model = Committee(45, 3, weights="spherical")
+    examples = random_patterns(model, 0.5, 0)
+    solution = least_action_learning(model, *examples, 1).weights
+    test = random_patterns(model, 2.0, 5)
+    problem = Problem(model, examples, test)
+    found = measures.Measures(model)(problem, solution, jax.random.key(0))
+    assert found["test_error"] == pytest.approx(int(model.errors(solution, *test)) / 90)
+    assert found["noise_error"][0] == 0
+    assert found["noise_error"][-1] > 0.05
+    assert np.all(np.diff(found["local_energy"]) > 0)
+    assert found["converged"] == [True, True]
+    assert 0 > found["relative_entropy"][0] > found["relative_entropy"][1] > -1
+    assert sum(found["spectrum"]["weights"]) == pytest.approx(1.0, abs=1e-4)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_points_that_did_not_converge_are_left_out_of_the_correlations():
+    settings = measures.settings()
+    at = settings["strengths"].index(settings["reference_strength"])
+
+    def record(entropy, converged, error):
+        curve = [0.0] * len(settings["strengths"])
+        curve[at] = entropy
+        flags = [converged] * len(curve)
+        return {
+            "relative_entropy": curve, "converged": flags,
+            "local_energy": [error], "test_error": error,
+        }  # fmt: skip
+
+    records = [record(-0.1 * n, True, 0.1 * n) for n in range(4)] + [record(5.0, False, 0.9)]
+    found = {
+        "experiments": {"images": {"algorithms": {"lal": records}}}, "measures": settings,
+    }  # fmt: skip
+    assert np.isnan(figures.reference_entropy(records[-1], settings))
+    assert correlations(found)["local_entropy"] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("node", speed.NODES)
+def test_the_plain_sweep_computes_what_the_library_does(node, monkeypatch):
+    for name, number in (("PATTERNS", 30), ("INPUTS", 51), ("BATCH", 7)):
+        monkeypatch.setattr(speed, name, number)
+    model = Committee(51)
+    problem = messages.Problem(*random_patterns(model, 30 / 51, 0, dtype=jnp.int8))
+    total = jax.random.normal(jax.random.key(1), model.shape)
+    library, plain = speed.Sweeps(node, problem, total), speed.PlainSweeps(problem, total)
+    for _ in range(3):
+        np.testing.assert_allclose(library(), plain(node), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(experiments=("maps",)), "experiment 'maps' is unknown; accepted: random, images"),
+        (dict(algorithms=("sa",)), "algorithm 'sa' is unknown"),
+        (dict(algorithms=("lal", "lal")), "--algorithms must name each once"),
+        (dict(seeds=0), "--seeds must be at least 1, got 0"),
+        (dict(alpha=-1.0), "--alpha must be above 0, got -1"),
+        (dict(num_hidden=4), "num_hidden must be odd for a majority.*got 4"),
+        (dict(num_inputs=100), "num_hidden must divide num_inputs in a tree, got 9 and 100"),
+        (dict(dataset="digits", pair=(3, 3)), "--pair must be of two different classes"),
+        (dict(dataset="digits"), "--per-class must be at most .* got 250"),
+    ],
+)
+def test_impossible_values_are_refused_before_any_work(options, message):
+    with pytest.raises(UsageError, match=message):
+        run(CommitteeMachines(**options))
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is not empty"):
+        run(CommitteeMachines(output=tmp_path))
