@@ -43,11 +43,6 @@ def write(basis: Basis, index: jax.Array, vector: jax.Array) -> Basis:
     )
 
 
-def norm(vector: jax.Array) -> jax.Array:
-    """Euclidean norm; as a product, because XLA's CPU sums add one number after another."""
-    return jnp.sqrt(matmul(vector, vector))
-
-
 def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> jax.Array:
     """What is left of a vector beside its projections on the first ``count`` basis vectors.
 
@@ -68,7 +63,7 @@ def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> jax.Arra
         return vector
 
     left = once(vector)
-    cancelled = norm(left) < 0.7 * norm(vector)
+    cancelled = jnp.linalg.norm(left) < 0.7 * jnp.linalg.norm(vector)
     return jax.lax.cond(cancelled, once, lambda v: v, left)
 
 

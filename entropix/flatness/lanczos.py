@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from entropix._validation import check_integer
-from entropix.flatness._basis import Basis, empty_basis, matmul, norm, orthogonalize, write
+from entropix.flatness._basis import Basis, empty_basis, matmul, orthogonalize, write
 from entropix.flatness._vectors import MatVec, check_operator, vectors_like
 
 
@@ -115,7 +115,7 @@ def tridiagonalize(
         w = jax.lax.cond(alive, product, jnp.zeros_like, q)
         alpha = matmul(q, w)
         w = orthogonalize(basis, index + 1, w - alpha * q - beta * previous)
-        beta = norm(w)
+        beta = jnp.linalg.norm(w)
         # The operator's size as far as it has shown: rounding noise is a small multiple of it.
         scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
         goes_on = alive & (beta > 100 * epsilon * scale)
