@@ -40,7 +40,8 @@ def couple_replicas(
     .. math:: d^a \leftarrow d^a + K \gamma (x^a - \bar x), \qquad \bar x = \frac{1}{y} \sum_a x^a,
               \qquad \text{on every step } t \equiv 0 \pmod K
 
-    The mean is that of the weights before the step, and no gradient goes through it. Put it first
+    The mean is that of the weights before the step, of the replicas whose weights are finite, and
+    no gradient goes through it. Put it first
     in a chain, so that the pull goes through the momentum like the gradient:
     ``optax.chain(couple_replicas(gamma, axis=0), optax.adam(1e-3))`` is replicated Adam. Wrap it in
     ``optax.masked`` to couple some layers only.
