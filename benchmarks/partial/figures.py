@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from benchmarks.plots import COLOURS, LINES, save
+from benchmarks.plots import COLOURS, LINES, plain_ticks, save
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -28,7 +29,7 @@ def radius_sweep(found: dict[str, Any]) -> Figure:
                 (cell for cell in records if cell["label"] == label), key=lambda c: c["radius"]
             )
             errors = 100 * np.array([cell["test_error"] for cell in curve])
-            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+            style = line_style(at)
             mean, bar = errors.mean(1), spread(errors)
             if curve[0]["radius"] == 0:
                 axes.axhline(mean[0], label=label, **style)
@@ -40,10 +41,14 @@ def radius_sweep(found: dict[str, Any]) -> Figure:
                 axes.errorbar(radii, mean, bar, label=label, marker="o", capsize=2, **style)
         axes.set(
             title=f"{depth} layers of weights", xscale="log", xlabel="half the side of the cube, R",
-            ylabel="error on the test images (%)",
+            ylabel="error on the test images (%)", xticks=found["configuration"]["radii"],
         )  # fmt: skip
+        plain_ticks(axes)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend()
-    figure.suptitle(subtitle(found), fontsize=10, color="0.35")
+    config = found["configuration"]
+    what = f"{config['loss']}, {config['samples']} samples, {config['seeds']} seeds"
+    figure.suptitle(f"{subtitle(found)}, {what}", fontsize=10, color="0.35")
     return figure
 
 
@@ -58,16 +63,24 @@ def layer_temperature(found: dict[str, Any]) -> Figure:
         for at, name in enumerate(points[0]["temperature"]):
             mean = np.array([point["temperature"][name] for point in points])
             bar = np.array([point["temperature_std_error"][name] for point in points])
-            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+            style = line_style(at)
             axes.plot(steps, mean, label=name, **style)
             axes.fill_between(steps, mean - bar, mean + bar, color=style["color"], alpha=0.15, lw=0)
         axes.set(
             title=f"{depth} layers of weights", xscale="log", yscale="log",
             xlabel="updates of the plain training", ylabel="temperature of the layer",
         )  # fmt: skip
+        plain_ticks(axes)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend()
     figure.suptitle(subtitle(found), fontsize=10, color="0.35")
     return figure
+
+
+def line_style(at: int) -> dict[str, Any]:
+    """The style of the n-th curve; where the colours start again, the lines do not."""
+    lines = at + 3 * (at // len(COLOURS))
+    return {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[lines % len(LINES)]}
 
 
 def spread(errors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -81,6 +94,4 @@ def spread(errors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def subtitle(found: dict[str, Any]) -> str:
     """What was run."""
     config = found["configuration"]
-    return (
-        f"{config['dataset']}, width {config['width']}, {config['loss']}, {config['seeds']} seeds"
-    )
+    return f"{config['dataset']}, fully connected, width {config['width']}"

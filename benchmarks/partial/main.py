@@ -197,4 +197,5 @@ def table(found: dict[str, Any], cells: list[Cell]) -> str:
 
 def shown(mean: float, error: float | None, sign: str = "") -> str:
     """A mean and its standard error."""
-    return f"{mean:{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
+    # Adding 0 takes the sign off a zero.
+    return f"{round(mean, 2) + 0.0:{sign}.2f}" + ("" if error is None else f" ± {error:.2f}")
