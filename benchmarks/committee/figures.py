@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.plots import COLOURS, LINES, SMALLEST_SHOWN, save, share_beyond, tail
 
+FARTHEST_SHOWN = 0.25
+
 Record = dict[str, Any]
 Draw = Callable[[Axes, list[Record], dict[str, Any], dict[str, Any]], None]
 
@@ -70,12 +72,18 @@ def entropy_curve(
         np.array([record[name] for record in records], float)
         for name in ("distance", "relative_entropy")
     )
-    converged = np.array([record["converged"] for record in records]).all(axis=0)
-    mean, error = mean_and_error(entropy[:, converged])
-    place = distance[:, converged].mean(axis=0)
+    place = distance.mean(axis=0)
+    shown = np.array([record["converged"] for record in records]).all(axis=0)
+    shown &= place <= FARTHEST_SHOWN
+    place = place[shown]
+    mean, error = mean_and_error(entropy[:, shown])
     axes.plot(place, mean, **style)
     axes.fill_between(place, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
-    axes.set(xlabel="distance 1 − S²", ylabel="log share of solutions, per weight", xlim=(0, 0.25))
+    axes.set(
+        xlabel="distance 1 − S²",
+        ylabel="log share of solutions, per weight",
+        xlim=(0, FARTHEST_SHOWN),
+    )
 
 
 def hessian(
@@ -121,7 +129,10 @@ def correlation(found: dict[str, Any]) -> Figure:
             x = points[:, list(labels).index(quantity)]
             one.plot(x, points[:, 2], "o", color=styles[algorithm]["color"], label=algorithm)
         one.set(xlabel=label, ylabel="test error (%)")
-        one.set_title(f"correlation {found['correlations'][quantity]:+.2f}")
+        one.set_title(
+            f"correlation {found['correlations'][quantity]:+.2f}, "
+            f"{found['correlations']['runs']} runs"
+        )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper")
     return figure

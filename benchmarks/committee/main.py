@@ -165,8 +165,11 @@ def run_experiment(
             progress.advance(task)
 
 
-def correlations(found: dict[str, Any]) -> dict[str, float]:
-    """Of local entropy and local energy with the test error, over all runs on images."""
+def correlations(found: dict[str, Any]) -> dict[str, Any]:
+    """Of local entropy and local energy with the test error, over all runs on images.
+
+    Nothing where they are not defined: fewer than three runs, or all alike.
+    """
     experiment = found["experiments"].get("images")
     if experiment is None:
         return {}
@@ -181,7 +184,11 @@ def correlations(found: dict[str, Any]) -> dict[str, float]:
     if len(points) < 3 or np.any(np.ptp(points, axis=0) == 0):
         return {}
     matrix = np.corrcoef(points.T)
-    return {"local_entropy": float(matrix[0, 2]), "local_energy": float(matrix[1, 2])}
+    return {
+        "local_entropy": float(matrix[0, 2]),
+        "local_energy": float(matrix[1, 2]),
+        "runs": len(points),
+    }
 
 
 def write(folder: Path, found: dict[str, Any]) -> None:
@@ -199,17 +206,17 @@ def show(found: dict[str, Any], folder: Path) -> None:
             f"{experiment['weights']:,} weights"
         )
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        columns = ("algorithm", "solved", "passes", "distance", "local entropy", "local energy %",
-                   "noisy error %", "test error %")  # fmt: skip
-        for column in columns:
-            table.add_column(column, justify="left" if column == "algorithm" else "right")
+        table.add_column("algorithm", no_wrap=True)
+        for column in ("solved", "passes", "distance", "local entropy", "local energy %",
+                       "noisy error %", "test error %"):  # fmt: skip
+            table.add_column(column, justify="right")
         for algorithm, records in experiment["algorithms"].items():
             table.add_row(
                 algorithm,
                 f"{sum(record['errors'] == 0 for record in records)}/{len(records)}",
                 f"{statistics.fmean(record['passes'] for record in records):.0f}",
                 mean([record["distance"][at] for record in records], ".3f"),
-                mean([figures.reference_entropy(one, found["measures"]) for one in records], ".5f"),
+                mean([figures.reference_entropy(one, found["measures"]) for one in records], ".1e"),
                 mean([100 * record["local_energy"][-1] for record in records], ".2f"),
                 mean([100 * record["noise_error"][-1] for record in records], ".2f"),
                 mean([100 * record["test_error"] for record in records], ".2f")
@@ -217,8 +224,12 @@ def show(found: dict[str, Any], folder: Path) -> None:
                 else "",
             )
         console.print(table)
-    for quantity, value in found["correlations"].items():
-        console.print(f"correlation of {quantity.replace('_', ' ')} with test error: {value:+.2f}")
+    for quantity in ("local_entropy", "local_energy"):
+        if found["correlations"]:
+            console.print(
+                f"correlation of {quantity.replace('_', ' ')} with test error: "
+                f"{found['correlations'][quantity]:+.2f}, {found['correlations']['runs']} runs"
+            )
     console.print(f"Written: {folder}")
 
 

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 import jax.numpy as jnp
 
+from entropix._canary import warn_if_backend_is_faulty
 from entropix._noise import check_key
 from entropix._validation import check_integer, check_number
 from entropix.committee._fixed_point import Stop
@@ -23,6 +24,7 @@ def message_passing(
       TypeError: ``batch_size`` is not an integer.
       ValueError: an argument does not fit the model.
     """
+    warn_if_backend_is_faulty()
     known = get_args(Node) if model.weights == "binary" else ("gaussian",)
     if node not in known:
         raise ValueError(f"node must be of {known} for {model.weights} weights, got {node!r}")
@@ -47,6 +49,7 @@ def learning(
       TypeError: ``key`` is not a key or ``max_epochs`` not an integer.
       ValueError: an argument does not fit the model.
     """
+    warn_if_backend_is_faulty()
     check_examples(model, patterns, labels)
     check_key(key)
     check_integer("max_epochs", max_epochs, at_least=1)

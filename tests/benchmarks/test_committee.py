@@ -62,7 +62,7 @@ def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
         assert (folder / f"{picture}.png").stat().st_size > 5000
         assert (folder / f"{picture}.svg").exists()
     shown = capsys.readouterr().out
-    assert "correlation of local entropy with test error: -1.00" in shown
+    assert "correlation of local entropy with test error: -1.00, 4 runs" in shown
 
 
 def test_shuffled_images_keep_each_pixels_values():
