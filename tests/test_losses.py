@@ -33,7 +33,7 @@ def visited(smooth, params, key=KEY):
         jax.debug.callback(lambda p: seen.append(jax.tree.map(np.array, p)), params, ordered=True)
         return jnp.float32(0)
 
-    jax.block_until_ready(smooth(spy, chunk=1)(params, None, key))
+    jax.block_until_ready(jax.jit(smooth(spy, chunk=1))(params, None, key))
     jax.effects_barrier()
     return seen
 
@@ -75,7 +75,7 @@ def test_direct_formula_on_one_layer(smooth, formula, evaluations):
         np.testing.assert_array_equal(place["v"], PARAMS["v"])
     moved = [np.abs(place["w"] - PARAMS["w"]).max() > 0.01 for place in places]
     assert moved == [True] * 6 if evaluations == 6 else [False] + [True] * 6
-    value = masked(problems.mlp)(PARAMS, DATA, KEY)
+    value = jax.jit(masked(problems.mlp))(PARAMS, DATA, KEY)
     values = [np_mlp(place, DATA) for place in places]
     assert max(values) - min(values) > 0.01
     np.testing.assert_allclose(value, formula(values), rtol=1e-6)
@@ -141,8 +141,10 @@ def test_gaussian_smoothing_of_a_quadratic():
 def test_antithetic_pairs_cancel_odd_orders():
     linear = lambda w, batch: jnp.sum(w)
     w = jnp.arange(4.0)
-    paired = gaussian_smoothed_loss(linear, std=1.0, samples=2)(w, None, KEY)
-    single = gaussian_smoothed_loss(linear, std=1.0, samples=2, antithetic=False)(w, None, KEY)
+    paired, single = (
+        jax.jit(gaussian_smoothed_loss(linear, std=1.0, samples=2, antithetic=pairs))(w, None, KEY)
+        for pairs in (True, False)
+    )
     np.testing.assert_allclose(paired, 6.0, rtol=1e-6)
     assert abs(single - 6.0) > 1e-2
 
@@ -169,10 +171,12 @@ def test_a_mask_by_path_is_the_mask_of_booleans(smooth):
 def test_the_gradient_is_that_of_the_formula_with_draws_held_fixed(smooth, x64):
     """Central differences at one key, in a random direction."""
     params, data = problems.mlp_problem()
-    smoothed = jax.jit(smooth(problems.mlp))
+    smoothed = smooth(problems.mlp)
     direction = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size) * 1.0).reshape(p.shape), params)
-    at = lambda t: smoothed(jax.tree.map(lambda p, d: p + t * d, params, direction), data, KEY)
-    grads = jax.grad(smoothed)(params, data, KEY)
+    at = jax.jit(
+        lambda t: smoothed(jax.tree.map(lambda p, d: p + t * d, params, direction), data, KEY)
+    )
+    grads = jax.jit(jax.grad(smoothed))(params, data, KEY)
     slope = sum(
         jnp.vdot(g, d)
         for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
@@ -210,7 +214,7 @@ def test_dtypes_are_kept(smooth, dtype, x64):
     params = {"w": jnp.zeros(4000, dtype)}
     loss = lambda params, batch: jnp.sum(params["w"] ** 2)
     with jax.numpy_dtype_promotion("strict"):
-        value, grads = jax.value_and_grad(smooth(loss))(params, None, KEY)
+        value, grads = jax.jit(jax.value_and_grad(smooth(loss)))(params, None, KEY)
     assert value.dtype == grads["w"].dtype == dtype
     assert bool(jnp.all(jnp.isfinite(grads["w"])))
     assert float(value) > 0.1
