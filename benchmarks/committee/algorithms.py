@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from benchmarks.committee.problems import Problem
@@ -18,7 +19,7 @@ from entropix.committee import (
 
 LEARNING_RATE = 50.0
 FAST, SLOW = 1.05, 1.005
-COUPLINGS = jnp.arange(0.5, 10.5, 0.5)
+COUPLINGS = np.arange(0.5, 10.5, 0.5)
 # One object for all runs: the training loop is compiled once for each.
 SGD = optax.sgd(LEARNING_RATE)
 
@@ -40,7 +41,7 @@ class Found(NamedTuple):
 def run_focusing_bp(problem: Problem, key: jax.Array, max_epochs: int) -> Found:
     """All couplings are gone through, towards ever denser regions."""
     del max_epochs
-    protocol = scoping(COUPLINGS)
+    protocol = scoping(jnp.asarray(COUPLINGS))
     found = focusing_bp(problem.model, *problem.train, protocol, key, stop_when_solved=False)
     return Found(found.weights, int(found.errors), int(jnp.sum(found.history.steps)))
 

@@ -46,8 +46,8 @@ class ReplicaAxes(NamedTuple):
         def finite(x: jax.Array) -> jax.Array:
             others = [at for at in range(x.ndim) if self.axis is None or at != self.axis % x.ndim]
             # A sum is finite where its terms are, and cheaper to take than a check of each.
-            total = jnp.sum(x, tuple(others), dtype=jnp.promote_types(x.dtype, jnp.float32))
-            return jnp.isfinite(total)
+            dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+            return jnp.isfinite(jnp.sum(x, tuple(others), dtype=dtype))
 
         return functools.reduce(jnp.logical_and, map(finite, jax.tree.leaves(tree)))
 
