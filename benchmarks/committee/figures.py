@@ -17,16 +17,16 @@ Record = dict[str, Any]
 Draw = Callable[[Axes, list[Record], dict[str, Any], dict[str, Any]], None]
 
 
-def draw(folder: Path, found: dict[str, Any]) -> list[Path]:
-    """Draws what there is to draw as PNG and SVG; answers the PNG files."""
-    pictures = [
-        save(folder, "local_entropy", by_experiment(entropy_curve), found),
-        save(folder, "hessian", by_experiment(hessian), found),
-        save(folder, "noise", by_experiment(noise), found),
-    ]
+def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
+    """Draws what there is to draw as PNG and SVG; answers the PNG files by name."""
+    pictures = {
+        "local_entropy": by_experiment(entropy_curve),
+        "hessian": by_experiment(hessian),
+        "noise": by_experiment(noise),
+    }
     if found["correlations"]:
-        pictures.append(save(folder, "correlation", correlation, found))
-    return pictures
+        pictures["correlation"] = correlation
+    return {name: save(folder, name, picture, found) for name, picture in pictures.items()}
 
 
 def by_experiment(draw_one: Draw) -> Callable[[dict[str, Any]], Figure]:

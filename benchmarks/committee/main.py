@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import math
 import shlex
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from rich.table import Table
 
 from benchmarks import data as image_data
 from benchmarks import environment
-from benchmarks.committee import figures, measures
+from benchmarks.committee import figures, measures, report
 from benchmarks.committee.algorithms import ALGORITHMS, UNCORRELATED_ONLY
 from benchmarks.committee.measures import Measures
 from benchmarks.committee.problems import PROBLEMS, Sizes
@@ -84,7 +82,7 @@ def run(config: CommitteeMachines) -> int:
             run_experiment(config, name, images, found, folder, progress)
     found["correlations"] = correlations(found)
     write(folder, found)
-    figures.draw(folder, found)
+    report.write(folder, found)
     show(found, folder)
     return 0
 
@@ -199,41 +197,14 @@ def write(folder: Path, found: dict[str, Any]) -> None:
 def show(found: dict[str, Any], folder: Path) -> None:
     """A table for each experiment, means over the instances."""
     console = Console()
-    at = found["measures"]["strengths"].index(found["measures"]["reference_strength"])
     for name, experiment in found["experiments"].items():
-        title = (
-            f"{name}: {experiment['title']}; {experiment['patterns']:,} patterns, "
-            f"{experiment['weights']:,} weights"
-        )
+        title = report.title(name, experiment)
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("algorithm", no_wrap=True)
-        for column in ("solved", "passes", "distance", "local entropy", "local energy %",
-                       "noisy error %", "test error %"):  # fmt: skip
-            table.add_column(column, justify="right")
-        for algorithm, records in experiment["algorithms"].items():
-            table.add_row(
-                algorithm,
-                f"{sum(record['errors'] == 0 for record in records)}/{len(records)}",
-                f"{statistics.fmean(record['passes'] for record in records):.0f}",
-                mean([record["distance"][at] for record in records], ".3f"),
-                mean([figures.reference_entropy(one, found["measures"]) for one in records], ".1e"),
-                mean([100 * record["local_energy"][-1] for record in records], ".2f"),
-                mean([100 * record["noise_error"][-1] for record in records], ".2f"),
-                mean([100 * record["test_error"] for record in records], ".2f")
-                if experiment["test"]
-                else "",
-            )
+        for at, column in enumerate(report.HEAD):
+            table.add_column(column, justify="right" if at else "left", no_wrap=not at)
+        for row in report.rows(experiment, found["measures"]):
+            table.add_row(*row)
         console.print(table)
-    for quantity in ("local_entropy", "local_energy"):
-        if found["correlations"]:
-            console.print(
-                f"correlation of {quantity.replace('_', ' ')} with test error: "
-                f"{found['correlations'][quantity]:+.2f}, {found['correlations']['runs']} runs"
-            )
-    console.print(f"Written: {folder}")
-
-
-def mean(numbers: list[float], form: str) -> str:
-    """The mean in that format over the instances that have a number, a dash where none has."""
-    known = [number for number in numbers if math.isfinite(number)]
-    return format(statistics.fmean(known), form) if known else "-"
+    for line in report.correlation_lines(found):
+        console.print(line)
+    console.print(f"Written: {folder / 'report.html'}")

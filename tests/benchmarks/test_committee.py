@@ -62,7 +62,9 @@ def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
         assert (folder / f"{picture}.png").stat().st_size > 5000
         assert (folder / f"{picture}.svg").exists()
     shown = capsys.readouterr().out
-    assert "correlation of local entropy with test error: -1.00, 4 runs" in shown
+    for line in (shown, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
+        assert "correlation of local entropy with test error: -1.00, 4 runs" in line
+    assert "| sgd_fast |" in (folder / "report.md").read_text()
 
 
 def test_shuffled_images_keep_each_pixels_values():
