@@ -15,6 +15,7 @@ from benchmarks.methods import (
     Hyperparameters,
     Method,
     centre,
+    entropy_sgd,
     falling,
     outer_steps,
     sgd,
@@ -105,6 +106,34 @@ def replicated_sam(
     )
     ascent = optax.chain(each_to_unit_norm(), optax.sgd(values["rho"]))
     return optax.contrib.sam(descent, ascent, sync_period=2)
+
+
+def entropy_sgd_of_kernels(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """Entropy-SGD on the kernels, and SGD on biases and normalisation."""
+    rest = optax.sgd(
+        optax.cosine_decay_schedule(values["inner_learning_rate"], course.steps),
+        momentum=values["inner_momentum"],
+        nesterov=True,
+    )
+
+    def labels(params: optax.Params) -> optax.Params:
+        return jax.tree.map(lambda chosen: "kernel" if chosen else "rest", kernels(params))
+
+    return optax.partition({"kernel": entropy_sgd(values, course, key), "rest": rest}, labels)
+
+
+def replicated_sgd_by_kernels(
+    values: Hyperparameters, course: Course, key: jax.Array
+) -> optax.GradientTransformation:
+    """SGD on replicas of which the kernels alone are coupled."""
+    return optax.chain(optax.masked(coupling(values, course), kernels), sgd(values, course, key))
+
+
+def kernels(params: optax.Params) -> optax.Params:
+    """Which leaves are the matrices of dense layers and the filters of convolutions."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def each_to_unit_norm() -> optax.GradientTransformation:
@@ -205,6 +234,20 @@ FAMILY: dict[str, Method] = {
         {**REPLICATED, "every": 2, "rho": 0.05},
         replicated=True,
         cycle=2,
+        weights=centre,
+    ),
+    "partial_entropy_sgd": Method(
+        "Entropy-SGD on the kernels and SGD on the rest, evaluated at the kernels' anchor",
+        entropy_sgd_of_kernels,
+        {"learning_rate": 1.0, "momentum": 0.0, **ENTROPY_LOOP},
+        cycle="inner_steps",
+        weights=entropix.eval_params,
+    ),
+    "partial_replicated_sgd": Method(
+        "SGD on replicas coupled by their kernels alone, evaluated at the centre",
+        replicated_sgd_by_kernels,
+        REPLICATED,
+        replicated=True,
         weights=centre,
     ),
     "local_average": Method(
