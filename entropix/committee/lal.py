@@ -93,7 +93,8 @@ def least_action_learning(
       patterns: x. # shape=(M, N)
       labels: sigma, each +1 or -1. # shape=(M,)
       key: an integer seed or a key of ``jax.random.key``, of the start and of the orders.
-      learning_rate: eta, above 0. Default 0.1, for binary weights 2.
+      learning_rate: eta, above 0. Default 0.5 / sqrt(n), which moves a unit's field by half of what
+        it is for random weights; much more never settles. For binary weights 2.
       max_epochs: passes at most. Default 1000.
       init: weights (hidden variables of binary ones) to start from. Default random.
         # shape=(K, n)
@@ -116,9 +117,9 @@ def least_action_learning(
       Mitchison and Durbin, Bounds on the learning capacity of some multi-layer networks, Biol.
       Cybern. 60 (1989).
     """
-    if learning_rate is None:
-        learning_rate = 2.0 if model.weights == "binary" else 0.1
     problem, dtype = learning(model, patterns, labels, key, max_epochs)
+    if learning_rate is None:
+        learning_rate = 2.0 if model.weights == "binary" else _settling_rate(model)
     check_number("learning_rate", learning_rate, above=0)
     if init is not None:
         check_weights("init", model, init)
@@ -137,7 +138,7 @@ def entropic_lal(
     *,
     replicas: int = 20,
     attraction: float | jax.Array = 0.003,
-    learning_rate: float | jax.Array = 0.1,
+    learning_rate: float | jax.Array | None = None,
     max_epochs: int = 1000,
 ) -> Learned:
     r"""Least action learning of y replicas that are attracted to their mean, ever more strongly.
@@ -159,7 +160,7 @@ def entropic_lal(
       replicas: y, at least 2. Default 20.
       attraction: delta, by which the share of the distance covered in a pass grows from one pass to
         the next. At least 0. Above 0.1 replicas collapse before they have spread. Default 0.003.
-      learning_rate: eta, above 0. Default 0.1.
+      learning_rate: eta, above 0. Default 0.5 / sqrt(n), see `least_action_learning`.
       max_epochs: passes at most. Default 1000.
 
     Returns:
@@ -187,6 +188,8 @@ def entropic_lal(
             f"model must have spherical weights, got {model.weights}; see replicated_lal"
         )
     problem, dtype = learning(model, patterns, labels, key, max_epochs)
+    if learning_rate is None:
+        learning_rate = _settling_rate(model)
     check_number("learning_rate", learning_rate, above=0)
     check_integer("replicas", replicas, at_least=2)
     check_number("attraction", attraction, at_least=0)
@@ -294,6 +297,11 @@ def until_solved(
         goes_on, run, (state, zero, zero - 1, history)
     )
     return Learned(network(state), errors, errors == 0, epochs, history)
+
+
+def _settling_rate(model: Committee) -> float:
+    """At which one correction moves a field by a half; fields of random weights are of size 1."""
+    return float(0.5 / model.shape[1] ** 0.5)
 
 
 def _used(model: Committee, hidden: jax.Array) -> jax.Array:

@@ -57,7 +57,7 @@ def test_one_pass_is_that_of_plain_numpy(model, x64):
     start_key, order_key = jax.random.split(jax.random.key(3))
     hidden = np.array(model.random_weights(start_key))
     k, n = model.shape
-    rate = 2 if model.weights == "binary" else 0.1
+    rate = 2 if model.weights == "binary" else 0.5 / np.sqrt(n)
     for mu in np.asarray(jax.random.permutation(jax.random.fold_in(order_key, 0), len(labels))):
         inputs = np.broadcast_to(patterns[mu].reshape(-1, n), (k, n))
         weights = np.sign(hidden) if model.weights == "binary" else hidden
@@ -76,6 +76,7 @@ def test_one_pass_is_that_of_plain_numpy(model, x64):
     ("model", "alpha"),
     [
         (SPHERE, 1.0),
+        (Committee(999, 3, weights="spherical"), 1.0),
         (Committee(33, 3, "full", weights="spherical"), 1.0),
         (Committee(101, weights="spherical"), 1.0),
         (Committee(45, 3, output="parity", weights="spherical"), 1.0),
