@@ -88,8 +88,9 @@ def run(config: Partial) -> int:
             measured = temperatures(setting, depth, config.temperature_points)
             found["temperatures"][str(depth)] = measured
             write(folder, found)
-    write_text(folder / "partial.md", table(found, cells))
-    figures.draw(folder, found)
+    pictures = figures.draw(folder, found)
+    shown_below = "".join(f"\n![{name}]({name}.svg)\n" for name in pictures)
+    write_text(folder / "partial.md", table(found, cells) + shown_below)
     Console().print(f"Written: {folder / 'partial.md'}")
     return 0
 

@@ -60,6 +60,7 @@ def test_a_small_run_its_files_and_resuming(tmp_path, monkeypatch):
     for name in ("partial.md", "radius_sweep.png", "layer_temperature.svg"):
         assert (folder / name).stat().st_size > 500
     table = (folder / "partial.md").read_text()
+    assert "![radius_sweep](radius_sweep.svg)" in table
     plain = 100 * np.mean(errors["plain loss"])
     assert f"| 2 layers | plain loss |  | {plain:.2f} ± " in table
 
