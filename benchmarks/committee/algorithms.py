@@ -17,8 +17,8 @@ from entropix.committee import (
     surrogate_sgd,
 )
 
-LEARNING_RATE = 50.0
-FAST, SLOW = 1.05, 1.005
+LEARNING_RATE = 20.0
+FAST, SLOW = 1.02, 1.005
 COUPLINGS = np.arange(0.5, 10.5, 0.5)
 # One object for all runs: the training loop is compiled once for each.
 SGD = optax.sgd(LEARNING_RATE)

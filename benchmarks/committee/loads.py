@@ -3,7 +3,6 @@
 ``python -m benchmarks.committee.loads`` writes loads.json and loads.md.
 """
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -86,7 +85,7 @@ def main(config: Loads) -> int:
         records.append({"network": name, "weights": model.num_weights, "load": load, "runs": runs})
     command = shlex.join(["python", "-m", "benchmarks.committee.loads", *sys.argv[1:]])
     found = {
-        "configuration": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        "seeds": config.seeds,
         "command": command,
         "environment": environment.describe(),
         "records": records,

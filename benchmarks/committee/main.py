@@ -27,6 +27,8 @@ from benchmarks.errors import UsageError, check_known
 from benchmarks.files import write_text
 from entropix.committee import Committee
 
+NOT_OF_THE_RESULT = ("output", "data_dir", "cache_dir")
+
 
 @dataclass(frozen=True)
 class CommitteeMachines:
@@ -68,7 +70,7 @@ def run(config: CommitteeMachines) -> int:
         raise UsageError(f"--output {folder} is not empty")
     images = load_images(config)
     found: dict[str, Any] = {
-        "configuration": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        "configuration": json.loads(json.dumps(configuration(config))),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "environment": environment.describe(),
         "images": None if images is None else images.name,
@@ -85,6 +87,12 @@ def run(config: CommitteeMachines) -> int:
     report.write(folder, found)
     show(found, folder)
     return 0
+
+
+def configuration(config: CommitteeMachines) -> dict[str, Any]:
+    """What a result depends on."""
+    fields = dataclasses.asdict(config)
+    return {name: field for name, field in fields.items() if name not in NOT_OF_THE_RESULT}
 
 
 def check(config: CommitteeMachines) -> None:
