@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.special import erfcx, log_ndtr, ndtr
 
-from entropix.committee.replica_theory._gaussian import gaussian_quadrature, hazard, log_tail
+from entropix.committee.replica_theory._gaussian import (
+    gaussian_quadrature,
+    half_line_quadrature,
+    hazard,
+    log_tail,
+)
 from entropix.committee.replica_theory._units import (
     log_even_parity,
     log_majority,
@@ -41,6 +46,17 @@ def test_quadrature_of_moments_and_of_a_narrow_feature(x64):
     # int Dz H(a z + b) = H(b / sqrt(1 + a^2)), for a step far steeper than the density.
     steep = z.weights @ jnp.exp(log_tail(25 * z.nodes + 10.0))
     np.testing.assert_allclose(steep, ndtr(-10 / np.sqrt(626)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("spacing", [0.1, 0.05])
+def test_half_line_rule_is_exact_for_what_is_not_smooth_at_zero(spacing, x64):
+    z = half_line_quadrature(spacing)
+    for power, moment in ((0, 1), (1, np.sqrt(2 / np.pi)), (2, 1), (8, 105)):
+        np.testing.assert_allclose(z.weights @ z.nodes**power, moment, rtol=1e-12)
+    # int_0^inf 2 Dz exp(-a z) = erfcx(a / sqrt 2): a change over a width of 1 / a.
+    for steepness in (10.0, 1e3):
+        mean = z.weights @ jnp.exp(-steepness * z.nodes)
+        np.testing.assert_allclose(mean, erfcx(steepness / np.sqrt(2)), atol=1e-12)
 
 
 @pytest.mark.parametrize("units", [1, 3, 5])

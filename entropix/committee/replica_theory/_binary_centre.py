@@ -5,11 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.committee.replica_theory._gaussian import gaussian_quadrature, log_2cosh
+from entropix.committee.replica_theory._gaussian import (
+    gaussian_quadrature,
+    half_line_quadrature,
+    log_2cosh,
+)
 from entropix.committee.replica_theory._replicas import best_shift
 from entropix.committee.replica_theory._solvers import newton
 
-SPACING = 0.02
+# Of the weights' field |z| in the variable of its rule, and of the patterns' field.
+WEIGHT_SPACING, PATTERN_SPACING = 0.05, 0.02
 TOLERANCE = 1e-9
 # The plain iteration oscillates at high loads unless its steps are short.
 PLAIN_ITERATIONS = 150
@@ -105,10 +110,9 @@ def binary_centre(alpha: jax.Array, overlap: jax.Array) -> Centre:
 
 def _weights(fields: _Fields) -> _Moments:
     """The weights' side: v = f + dqhat tanh v by Newton's method, monotone from above."""
-    z = gaussian_quadrature(SPACING)
-    size = jnp.abs(z.nodes)
+    z = half_line_quadrature(WEIGHT_SPACING)
     scale, response = jnp.exp(fields.log_conjugate / 2), jnp.exp(fields.log_response)
-    field = scale * size + fields.attraction
+    field = scale * z.nodes + fields.attraction
 
     def step(_: jax.Array, v: jax.Array) -> jax.Array:
         m = jnp.tanh(v)
@@ -118,12 +122,12 @@ def _weights(fields: _Fields) -> _Moments:
     m = jnp.tanh(v)
     q1 = z.weights @ m**2
     free = z.weights @ (log_2cosh(v) - (v - field) ** 2 / (2 * response))
-    return _Moments(z.weights @ m, q1, z.weights @ (m * size) / scale - (1 - q1), free)
+    return _Moments(z.weights @ m, q1, z.weights @ (m * z.nodes) / scale - (1 - q1), free)
 
 
 def _patterns(moments: _Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The patterns' side: q1hat / alpha, (dqhat - q1hat) / alpha, and the mean of M."""
-    z = gaussian_quadrature(SPACING)
+    z = gaussian_quadrature(PATTERN_SPACING)
     q1, variance = moments.q1, 1 - moments.q1
     field = jnp.sqrt(q1) * z.nodes
     best = best_shift(field, jnp.log(moments.response), variance)
