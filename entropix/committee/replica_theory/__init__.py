@@ -11,5 +11,7 @@ from entropix.committee.replica_theory.replica_symmetric import (
 from entropix.committee.replica_theory.replica_symmetric import (
     replica_symmetric as replica_symmetric,
 )
+from entropix.committee.replica_theory.robust_ensemble import RobustEnsemble as RobustEnsemble
+from entropix.committee.replica_theory.robust_ensemble import robust_ensemble as robust_ensemble
 from entropix.committee.replica_theory.wide_minima import WideMinima as WideMinima
 from entropix.committee.replica_theory.wide_minima import wide_minima as wide_minima
