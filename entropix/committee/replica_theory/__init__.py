@@ -1,5 +1,11 @@
 """Replica theory of committee machines: what the algorithms' solutions are compared with."""
 
+from entropix.committee.replica_theory.cross_entropy import (
+    FranzParisiOfCrossEntropy as FranzParisiOfCrossEntropy,
+)
+from entropix.committee.replica_theory.cross_entropy import (
+    franz_parisi_of_cross_entropy as franz_parisi_of_cross_entropy,
+)
 from entropix.committee.replica_theory.franz_parisi import FranzParisi as FranzParisi
 from entropix.committee.replica_theory.franz_parisi import franz_parisi as franz_parisi
 from entropix.committee.replica_theory.replica_symmetric import Capacity as Capacity

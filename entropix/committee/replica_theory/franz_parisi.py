@@ -10,7 +10,6 @@ from entropix.committee.replica_theory._energy import Overlap, output_overlap, o
 from entropix.committee.replica_theory._gaussian import (
     gaussian_quadrature,
     hazard,
-    log_2cosh,
     log_tail,
 )
 from entropix.committee.replica_theory._inputs import (
@@ -22,13 +21,19 @@ from entropix.committee.replica_theory._inputs import (
     load,
     overlap_at,
 )
+from entropix.committee.replica_theory._near_reference import (
+    REACH,
+    Fields,
+    Overlaps,
+    Reference,
+    binary_moments,
+)
 from entropix.committee.replica_theory._solvers import newton
 from entropix.committee.replica_theory.replica_symmetric import replica_symmetric
 
 TOLERANCE = 1e-9
 # Overlaps of spherical weights come close to 1, and the integrands close to steps.
 SPACING = {"binary": 0.1, "spherical": 0.05}
-REACH = 7.0
 PLAIN_ITERATIONS = 25
 
 
@@ -57,36 +62,6 @@ class FranzParisi(NamedTuple):
     residual: jax.Array
     iterations: jax.Array
     converged: jax.Array
-
-
-class _Reference(NamedTuple):
-    """The typical solutions: their overlap q and its conjugate qhat."""
-
-    q: jax.Array
-    conjugate: jax.Array
-
-
-class _Fields(NamedTuple):
-    """The unknowns: conjugates of p and t, and what the field's variance exceeds that^2 / qhat by.
-
-    In these unknowns the covariances of all overlaps are positive wherever the search goes.
-    """
-
-    p: jax.Array
-    t: jax.Array
-    log_excess: jax.Array
-
-    def variance(self, reference: _Reference) -> jax.Array:
-        """q1hat, the conjugate of the mutual overlap."""
-        return self.t**2 / reference.conjugate + jnp.exp(self.log_excess)
-
-
-class _Overlaps(NamedTuple):
-    """Overlaps p (with the reference), t (with other references), q1 (mutual)."""
-
-    p: jax.Array
-    t: jax.Array
-    q1: jax.Array
 
 
 def franz_parisi(
@@ -157,26 +132,26 @@ def _franz_parisi(
 ) -> FranzParisi:
     """The compiled part of `franz_parisi`."""
     binary = weights == "binary"
-    moments = _binary_moments if binary else _spherical_moments
+    moments = binary_moments if binary else _spherical_moments
     patterns = functools.partial(_patterns, hidden_units=hidden_units, spacing=SPACING[weights])
     aligned = _align_binary if binary else _align_spherical
 
-    def solve(point: tuple[jax.Array, jax.Array, _Reference]) -> FranzParisi:
+    def solve(point: tuple[jax.Array, jax.Array, Reference]) -> FranzParisi:
         alpha, p, reference = point
 
-        def fields_of(overlaps: _Overlaps) -> tuple[jax.Array, jax.Array]:
+        def fields_of(overlaps: Overlaps) -> tuple[jax.Array, jax.Array]:
             _, cross, variance = patterns(overlaps, reference)
             excess = alpha * variance - (alpha * cross) ** 2 / reference.conjugate
             return alpha * cross, jnp.log(excess)
 
         def iterate(_: jax.Array, unknowns: jax.Array) -> jax.Array:
-            fields = _Fields(*unknowns)
+            fields = Fields(*unknowns)
             overlaps, _ = moments(fields, reference)
             t, log_excess = fields_of(overlaps)
-            return jnp.stack(aligned(_Fields(fields.p, t, log_excess), overlaps, p, reference))
+            return jnp.stack(aligned(Fields(fields.p, t, log_excess), overlaps, p, reference))
 
         def equations(unknowns: jax.Array) -> jax.Array:
-            fields = _Fields(*unknowns)
+            fields = Fields(*unknowns)
             overlaps, _ = moments(fields, reference)
             t, log_excess = fields_of(overlaps)
             return jnp.stack([overlaps.p - p, fields.t - t, fields.log_excess - log_excess])
@@ -186,7 +161,7 @@ def _franz_parisi(
         # The plain iteration goes to the saddle point from far away, but slowly.
         start = jax.lax.fori_loop(0, PLAIN_ITERATIONS, iterate, start)
         solution = newton(equations, start, tolerance=TOLERANCE)
-        fields = _Fields(*solution.x)
+        fields = Fields(*solution.x)
         overlaps, entropy = moments(fields, reference)
         cost, _, _ = patterns(overlaps, reference)
         return FranzParisi(
@@ -195,7 +170,7 @@ def _franz_parisi(
         )  # fmt: skip
 
     typical = replica_symmetric(alpha, weights=weights, hidden_units=hidden_units)
-    reference = _Reference(typical.overlap, typical.conjugate)
+    reference = Reference(typical.overlap, typical.conjugate)
     points = jax.tree.map(jnp.ravel, (alpha, overlap_at(distance, weights), reference))
     # One point after the other: together, all would take the steps of the slowest.
     answers = jax.tree.map(lambda x: x.reshape(alpha.shape), jax.lax.map(solve, points))
@@ -206,7 +181,7 @@ def _franz_parisi(
 
 
 def _patterns(
-    overlaps: _Overlaps, reference: _Reference, hidden_units: float, spacing: float
+    overlaps: Overlaps, reference: Reference, hidden_units: float, spacing: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean log-probability of a pattern under a solution near the reference, and its correlations.
 
@@ -240,32 +215,7 @@ def _patterns(
     )
 
 
-def _binary_moments(fields: _Fields, reference: _Reference) -> tuple[_Overlaps, jax.Array]:
-    """Overlaps and entropy of weights +-1 in the fields of a reference W, by symmetry W = +1."""
-    line = gaussian_quadrature(SPACING["binary"], REACH)
-    z, y = line.nodes[:, None], line.nodes[None]
-    field_of_reference = jnp.sqrt(reference.conjugate) * z
-    weights = 2 * line.weights[:, None] * line.weights[None]
-    weights = weights * jax.nn.sigmoid(2 * field_of_reference)
-    field = fields.t * z / jnp.sqrt(reference.conjugate) + fields.p - fields.t
-    field = field + jnp.exp(fields.log_excess / 2) * y
-    m = jnp.tanh(field)
-    overlaps = _Overlaps(
-        jnp.sum(weights * m),
-        jnp.sum(weights * m * jnp.tanh(field_of_reference)),
-        jnp.sum(weights * m**2),
-    )
-    free = jnp.sum(weights * log_2cosh(field))
-    return overlaps, free + _legendre(fields, reference, overlaps)
-
-
-def _legendre(fields: _Fields, reference: _Reference, overlaps: _Overlaps) -> jax.Array:
-    """-phat p + that t - q1hat (1 - q1) / 2."""
-    coupled = -fields.p * overlaps.p + fields.t * overlaps.t
-    return coupled - fields.variance(reference) * (1 - overlaps.q1) / 2
-
-
-def _spherical_moments(fields: _Fields, reference: _Reference) -> tuple[_Overlaps, jax.Array]:
+def _spherical_moments(fields: Fields, reference: Reference) -> tuple[Overlaps, jax.Array]:
     """Overlaps and entropy of weights on the sphere; the entropy of all at overlap p is 0."""
     q, own = reference.q, fields.p - fields.t
     # |field|^2; weights of the mean v * field and the variance v have the norm 1.
@@ -276,20 +226,18 @@ def _spherical_moments(fields: _Fields, reference: _Reference) -> tuple[_Overlap
     q1 = 1 - v
     c = (p**2 - t**2 - q * (p - t) ** 2 / (1 - q)) / (1 - q)
     entropy = (jnp.log(v) + (q1 - c) / v - jnp.log1p(-(p**2))) / 2
-    return _Overlaps(p, t, q1), entropy
+    return Overlaps(p, t, q1), entropy
 
 
-def _align_binary(
-    fields: _Fields, overlaps: _Overlaps, p: jax.Array, reference: _Reference
-) -> _Fields:
+def _align_binary(fields: Fields, overlaps: Overlaps, p: jax.Array, reference: Reference) -> Fields:
     """One Newton step of phat towards the overlap p; dp / dphat = 1 - q1."""
     del reference
     return fields._replace(p=fields.p + (p - overlaps.p) / (1 - overlaps.q1))
 
 
 def _align_spherical(
-    fields: _Fields, overlaps: _Overlaps, p: jax.Array, reference: _Reference
-) -> _Fields:
+    fields: Fields, overlaps: Overlaps, p: jax.Array, reference: Reference
+) -> Fields:
     """The phat of the overlap p, where the norm is 1: p^2 + v^2 across + v = 1."""
     del overlaps
     across = fields.variance(reference) - ((1 - reference.q) * fields.t) ** 2
