@@ -62,8 +62,9 @@ def test_is_exact_where_the_factor_graph_is_a_tree(model, x64):
     [
         (PERCEPTRON, 4, 0.005, 0.010, 0.04),
         (PERCEPTRON, 8, 0.016, 0.032, 0.10),
-        (Committee(15, 3), 4, 0.014, 0.024, 0.08),
-        (Committee(5, 3, "full"), 2, 0.020, 0.030, 0.10),
+        (TREE, 4, 0.006, 0.015, 0.05),
+        (TREE, 8, 0.018, 0.027, 0.10),
+        (Committee(7, 3, "full"), 4, 0.016, 0.034, 0.08),
         (Committee(15, 3, output="parity"), 4, 0.005, 0.010, 0.08),
     ],
     ids=str,
