@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from benchmarks import environment
 from benchmarks.document import Code, Heading, Paragraph, TableBlock, to_markdown
 from benchmarks.files import write_text
 from entropix.committee import Committee, focusing_bp, random_patterns, scoping
+from entropix.committee._messages import Node
 
 COUPLINGS = np.arange(0.05, 3.0, 0.05)
 HEAD = ("network", "weights", "load", "solved", "errors left", "sweeps", "seconds")
@@ -35,6 +36,8 @@ class Loads:
     """Patterns per weight. The perceptron's capacity is 0.833."""
     seeds: int = 5
     """Instances of each."""
+    node: Literal["gaussian", "relaxed"] = "gaussian"
+    """How sums over inputs are treated: gaussian, or relaxed, which is cheaper and less stable."""
     output: Path = Path("runs/loads")
     """Folder to write."""
 
@@ -44,11 +47,11 @@ def networks(size: int) -> dict[str, Committee]:
     return {"perceptron": Committee(size), "tree, K = 3": Committee(3 * (size // 3 | 1), 3)}
 
 
-def solve(model: Committee, load: float, seed: int) -> dict[str, Any]:
+def solve(model: Committee, load: float, seed: int, node: Node) -> dict[str, Any]:
     """One instance, with infinitely many replicas and a rising coupling."""
     begin = time.perf_counter()
     examples = random_patterns(model, load, seed, dtype=jnp.int8)
-    found = focusing_bp(model, *examples, scoping(COUPLINGS), seed, node="relaxed")
+    found = focusing_bp(model, *examples, scoping(COUPLINGS), seed, node=node)
     return {
         "errors": int(found.errors),
         "sweeps": int(found.history.steps[: int(found.stages)].sum()),
@@ -81,11 +84,12 @@ def main(config: Loads) -> int:
     ]
     records = []
     for name, model, load in track(cells, "solving", transient=True):
-        runs = [solve(model, load, seed) for seed in range(config.seeds)]
+        runs = [solve(model, load, seed, config.node) for seed in range(config.seeds)]
         records.append({"network": name, "weights": model.num_weights, "load": load, "runs": runs})
     command = shlex.join(["python", "-m", "benchmarks.committee.loads", *sys.argv[1:]])
     found = {
         "seeds": config.seeds,
+        "node": config.node,
         "command": command,
         "environment": environment.describe(),
         "records": records,
@@ -94,8 +98,8 @@ def main(config: Loads) -> int:
         [
             Heading("Loads that focusing belief propagation solves", level=1),
             Paragraph(
-                "Random patterns, binary weights, y infinite, the coupling from "
-                f"{COUPLINGS[0]:g} to {COUPLINGS[-1]:.2f} in {len(COUPLINGS)} stages of "
+                f"Random patterns, binary weights, {config.node} nodes, y infinite, the coupling "
+                f"from {COUPLINGS[0]:g} to {COUPLINGS[-1]:.2f} in {len(COUPLINGS)} stages of "
                 "at most 20 sweeps each. 'errors left' are those of the instances that were "
                 "not solved; sweeps and seconds are medians, the first of each network with its "
                 "compilation."

@@ -90,19 +90,25 @@ def test_means_are_those_of_the_robust_ensemble(gamma, replicas, x64):
     assert np.sqrt(np.mean(np.square(errors))) < 0.05
 
 
+RISING = scoping(np.arange(0.05, 3.0, 0.05))
+
+
 @pytest.mark.parametrize(
-    ("model", "alpha", "protocol"),
+    ("model", "alpha", "node", "protocol"),
     [
-        (Committee(501), 0.6, scoping(np.arange(0.1, 3.0, 0.1))),
-        (Committee(501), 0.6, pseudo_reinforcement(np.arange(0, 0.99, 0.01))),
-        (Committee(495, 9, weights="spherical"), 1.0, scoping(np.arange(0.5, 12.5, 0.5))),
-        (Committee(201, 3, "full"), 0.3, scoping(np.arange(0.1, 3.0, 0.1))),
+        (Committee(1001), 0.7, "relaxed", RISING),
+        (Committee(501), 0.6, "relaxed", pseudo_reinforcement(np.arange(0, 0.99, 0.01))),
+        (Committee(999, 3), 0.6, "relaxed", RISING),
+        (Committee(321, 5, "full"), 0.3, "gaussian", RISING),
+        (
+            Committee(495, 9, weights="spherical"), 1.0, "gaussian",
+            scoping(np.arange(0.5, 12.5, 0.5)),
+        ),
     ],
-    ids=["perceptron, scoping", "perceptron, pseudo", "spherical tree", "shared inputs"],
-)
-def test_solves_random_patterns(model, alpha, protocol):
+    ids=["perceptron, scoping", "perceptron, pseudo", "tree", "shared inputs", "spherical tree"],
+)  # fmt: skip
+def test_solves_random_patterns(model, alpha, node, protocol):
     examples = random_patterns(model, alpha, 0)
-    node = "relaxed" if model.weights == "binary" else "gaussian"
     found = focusing_bp(model, *examples, protocol, 0, node=node)
     assert bool(found.solved)
     assert int(model.errors(found.weights, *examples)) == 0
