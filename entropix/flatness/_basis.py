@@ -14,9 +14,9 @@ import jax.numpy as jnp
 # Accelerators multiply in fewer bits unless told otherwise, and orthogonality would be lost.
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-# A block is read twice in each orthogonalisation, and should fit the cache for the second; but a
-# program of very many blocks is long to compile.
-_ROWS_AT_LEAST, _BLOCKS_AT_MOST = 8, 16
+# A block is read twice in each orthogonalisation, and should fit the cache for the second; but
+# small ones cost time of their own, and a program of very many is long to compile.
+_ROWS_AT_LEAST, _BLOCKS_AT_MOST = 16, 16
 
 Basis: TypeAlias = tuple[jax.Array, ...]
 
@@ -43,33 +43,50 @@ def write(basis: Basis, index: jax.Array, vector: jax.Array) -> Basis:
     )
 
 
-def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> jax.Array:
+def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What is left of a vector beside its projections on the first ``count`` basis vectors.
 
     Classical Gram-Schmidt inside a block, modified from block to block, done again where the
     first pass took away more than it left: twice is enough (Kahan and Parlett).
+
+    Returns:
+      What is left, and its norm.
     """
     rows = basis[0].shape[0]
+    zero = jnp.zeros([], vector.dtype)
 
-    def once(vector: jax.Array) -> jax.Array:
+    def project(
+        block: jax.Array, carry: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        vector, taken = carry
+        components = matmul(block, vector)
+        return vector - _weighted_sum(components, block), taken + jnp.sum(components**2)
+
+    def once(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+        carry = vector, zero
         for number, block in enumerate(basis):
-            vector = jax.lax.cond(
-                count > number * rows,
-                lambda block, v: v - _weighted_sum(matmul(block, v), block),
-                lambda _, v: v,
-                block,
-                vector,
+            carry = jax.lax.cond(
+                count > number * rows, project, lambda _, carry: carry, block, carry
             )
-        return vector
+        return carry
 
-    left = once(vector)
-    cancelled = jnp.linalg.norm(left) < 0.7 * jnp.linalg.norm(vector)
-    return jax.lax.cond(cancelled, once, lambda v: v, left)
+    left, taken = once(vector)
+    norm = jnp.linalg.norm(left)
+
+    def again() -> tuple[jax.Array, jax.Array]:
+        final, _ = once(left)
+        return final, jnp.linalg.norm(final)
+
+    return jax.lax.cond(norm**2 < taken, again, lambda: (left, norm))
 
 
 def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    """The rows times their weights, added; for few rows XLA's CPU matmul takes twice as long."""
-    return jnp.sum(weights[:, None] * rows, axis=0)
+    """The rows times their weights, added; one fused loop where XLA's CPU matmul takes longer."""
+    if len(rows) > _ROWS_AT_LEAST:
+        return matmul(weights, rows)
+    return functools.reduce(
+        jnp.add, (weight * row for weight, row in zip(weights, rows, strict=True))
+    )
 
 
 def combine(basis: Basis, coefficients: jax.Array) -> jax.Array:

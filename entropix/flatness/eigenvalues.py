@@ -176,16 +176,15 @@ def _thick_restart(
     def random_direction(space: _Space, rows: jax.Array) -> jax.Array:
         """A direction outside of the space, for when it has become invariant."""
         v = jax.random.normal(jax.random.fold_in(key, space.products), (vectors.size,), dtype)
-        v = orthogonalize(space.basis, rows, v)
-        return v / jnp.linalg.norm(v)
+        v, norm = orthogonalize(space.basis, rows, v)
+        return v / norm
 
     def expand(j: jax.Array, space: _Space) -> _Space:
         basis = write(space.basis, j, space.following)
         product = vectors.flatten(operator(vectors.unflatten(space.following)))
         column = jnp.concatenate([jnp.matmul(q, product, precision="highest") for q in basis])
         column = jnp.where(jnp.arange(size) <= j, column, 0)
-        w = orthogonalize(basis, j + 1, product - combine(basis, column[None])[0])
-        norm = jnp.linalg.norm(w)
+        w, norm = orthogonalize(basis, j + 1, product - combine(basis, column[None])[0])
         scale = jnp.maximum(space.scale, jnp.linalg.norm(product))
         invariant = norm <= 100 * epsilon * scale
         space = space._replace(

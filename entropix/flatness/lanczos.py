@@ -114,8 +114,7 @@ def tridiagonalize(
         basis = write(basis, index, q)
         w = jax.lax.cond(alive, product, jnp.zeros_like, q)
         alpha = matmul(q, w)
-        w = orthogonalize(basis, index + 1, w - alpha * q - beta * previous)
-        beta = jnp.linalg.norm(w)
+        w, beta = orthogonalize(basis, index + 1, w - alpha * q - beta * previous)
         # The operator's size as far as it has shown: rounding noise is a small multiple of it.
         scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
         goes_on = alive & (beta > 100 * epsilon * scale)
