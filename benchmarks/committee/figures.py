@@ -66,8 +66,11 @@ def styles_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def entropy_curve(
     axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
 ) -> None:
-    """Mean over seeds of the local entropy against the distance; converged points only."""
+    """Mean over the solved instances of the local entropy; points converged for all of them."""
     del measures
+    records = [record for record in records if record["errors"] == 0]
+    if not records:
+        return
     distance, entropy = (
         np.array([record[name] for record in records], float)
         for name in ("distance", "relative_entropy")
@@ -77,7 +80,7 @@ def entropy_curve(
     shown &= place <= FARTHEST_SHOWN
     place = place[shown]
     mean, error = mean_and_error(entropy[:, shown])
-    axes.plot(place, mean, **style)
+    axes.plot(place, mean, marker=".", **style)
     axes.fill_between(place, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
     axes.set(
         xlabel="distance 1 − S²",
@@ -129,6 +132,7 @@ def correlation(found: dict[str, Any]) -> Figure:
             x = points[:, list(labels).index(quantity)]
             one.plot(x, points[:, 2], "o", color=styles[algorithm]["color"], label=algorithm)
         one.set(xlabel=label, ylabel="test error (%)")
+        one.locator_params(axis="x", nbins=5)
         one.set_title(
             f"correlation {found['correlations'][quantity]:+.2f}, "
             f"{found['correlations']['runs']} runs"
@@ -148,9 +152,17 @@ def coordinates(record: Record, measures: dict[str, Any]) -> tuple[float, float,
 
 
 def reference_entropy(record: Record, measures: dict[str, Any]) -> float:
-    """Local entropy at the reference strength; nan where the sweeps did not converge."""
+    """Local entropy at the reference strength; nan where that is not one around a solution."""
+    if not known(record, measures):
+        return float("nan")
     at = measures["strengths"].index(measures["reference_strength"])
-    return float(record["relative_entropy"][at]) if record["converged"][at] else float("nan")
+    return float(record["relative_entropy"][at])
+
+
+def known(record: Record, measures: dict[str, Any]) -> bool:
+    """Whether the network solves its patterns and the sweeps at the reference strength ended."""
+    at = measures["strengths"].index(measures["reference_strength"])
+    return record["errors"] == 0 and bool(record["converged"][at])
 
 
 def mean_and_error(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

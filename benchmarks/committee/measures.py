@@ -16,8 +16,8 @@ from entropix.committee import (
 )
 
 STRENGTHS = (200.0, 100.0, 50.0, 30.0, 20.0, 12.0, 8.0, 5.0, 3.0)
-# Of the strengths: where the correlations are taken, 1 - S^2 near 0.03.
-REFERENCE_STRENGTH = 30.0
+# Of the strengths: where the correlations are taken, 1 - S^2 near 0.01.
+REFERENCE_STRENGTH = 100.0
 # Correlated images need more than the default damping.
 DAMPING, MAX_SWEEPS = 0.7, 200
 RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)

@@ -48,7 +48,7 @@ def rows(experiment: dict[str, Any], measures: dict[str, Any]) -> list[tuple[str
             algorithm,
             f"{sum(record['errors'] == 0 for record in records)}/{len(records)}",
             f"{statistics.fmean(record['passes'] for record in records):.0f}",
-            mean([record["distance"][at] for record in records], ".3f"),
+            mean([r["distance"][at] for r in records if figures.known(r, measures)], ".3f"),
             mean([figures.reference_entropy(one, measures) for one in records], ".1e"),
             mean([100 * record["local_energy"][-1] for record in records], ".2f"),
             mean([100 * record["noise_error"][-1] for record in records], ".2f"),
@@ -87,8 +87,8 @@ def compose(found: dict[str, Any], pictures: dict[str, Path]) -> Sequence[Block]
             "'solved' counts those without training errors; 'passes' are over the patterns, or "
             "sweeps of messages. 'local entropy' is the log share of solutions per weight at "
             f"'distance' 1 - S² (field strength {measures['reference_strength']:g}), by belief "
-            "propagation; a dash where it converged for no instance. 'local energy' is the rise "
-            "of the training error when weights are multiplied by "
+            "propagation, over the solved instances for which it converged. 'local energy' is the "
+            "rise of the training error when weights are multiplied by "
             f"1 + {measures['sigma'][-1]:g} z; 'noisy error' the training error with "
             f"{measures['rates'][-1]:.0%} of the inputs flipped."
         ),
@@ -103,8 +103,9 @@ def compose(found: dict[str, Any], pictures: dict[str, Path]) -> Sequence[Block]
         Heading("Local entropy"),
         Picture(
             pictures["local_entropy"],
-            "Log share of solutions per weight against the distance, points at which belief "
-            "propagation converged for all instances; bands of one standard error.",
+            "Log share of solutions per weight against the distance, over the solved instances; "
+            "points at which belief propagation converged for all of them; bands of one standard "
+            "error.",
         ),
         Heading("Hessian"),
         Picture(

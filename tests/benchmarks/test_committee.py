@@ -99,24 +99,25 @@ def test_measures_of_a_real_solution(monkeypatch):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_points_that_did_not_converge_are_left_out_of_the_correlations():
+def test_runs_without_a_local_entropy_are_left_out_of_the_correlations():
     settings = measures.settings()
     at = settings["strengths"].index(settings["reference_strength"])
 
-    def record(entropy, converged, error):
+    def record(entropy, converged, error, errors=0):
         curve = [0.0] * len(settings["strengths"])
         curve[at] = entropy
         flags = [converged] * len(curve)
         return {
-            "relative_entropy": curve, "converged": flags,
+            "relative_entropy": curve, "converged": flags, "errors": errors,
             "local_energy": [error], "test_error": error,
         }  # fmt: skip
 
     records = [record(-0.1 * n, True, 0.1 * n) for n in range(4)] + [record(5.0, False, 0.9)]
+    records += [record(5.0, True, 0.9, errors=1)]
     found = {
         "experiments": {"images": {"algorithms": {"lal": records}}}, "measures": settings,
     }  # fmt: skip
-    assert np.isnan(figures.reference_entropy(records[-1], settings))
+    assert np.isnan([figures.reference_entropy(one, settings) for one in records[-2:]]).all()
     assert correlations(found)["local_entropy"] == pytest.approx(-1.0)
 
 
