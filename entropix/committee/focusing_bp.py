@@ -170,7 +170,8 @@ def focusing_bp(
       key: an integer seed or a key of ``jax.random.key``, of the fields that the weights start
         from; it breaks the symmetry of units that share their inputs.
       noise: standard deviation of those fields. Default 0.1.
-      node: as of `belief_propagation`.
+      node: as of `belief_propagation`. ``"relaxed"`` runs away now and then where ``"gaussian"``
+        does not, above all with shared inputs.
       damping: as of `belief_propagation`.
       max_steps: sweeps at most for each stage. Default 20.
       tolerance: of the residual; a stage ends there. Default 1e-3.
