@@ -17,7 +17,7 @@ STEP = 1e-5
 
 
 class Functional:
-    """A(y) of the facts, y times it, with sums over equally spaced z0 and z1.
+    """A(y) of `robust_ensemble`, y times it, with sums over equally spaced z0 and z1.
 
     The spacing of z0 is fine where the better sign of the centre changes, at 0.
     """
