@@ -127,19 +127,14 @@ def test_widest_minima_are_wider_than_typical_solutions(x64):
         assert np.all(np.diff(wide) < 0)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "distance", "entropy"),
-    [
-        (0.4, [0.15, 0.1, 0.05, 0.025], [0.33506, 0.27658, 0.18579, 0.11542]),
-        (0.6, [0.1, 0.05], [0.17841, 0.13008]),
-        (0.75, [0.1, 0.05, 0.025], [0.06877, 0.04798, 0.04212]),
-    ],
-)
-def test_binary_table(alpha, distance, entropy, x64):
-    curve = wide_minima(alpha, jnp.array(distance), weights="binary")
+def test_binary_table(x64):
+    alpha = jnp.array([0.4] * 4 + [0.6] * 2 + [0.75] * 3)
+    distance = jnp.array([0.15, 0.1, 0.05, 0.025, 0.1, 0.05, 0.1, 0.05, 0.025])
+    entropy = [0.33506, 0.27658, 0.18579, 0.11542, 0.17841, 0.13008, 0.06877, 0.04798, 0.04212]
+    curve = wide_minima(alpha, distance, weights="binary")
     np.testing.assert_allclose(curve.entropy, entropy, atol=1.2e-5)
     assert np.all(curve.converged)
-    typical = franz_parisi(alpha, jnp.array(distance), weights="binary")
+    typical = franz_parisi(alpha, distance, weights="binary")
     assert np.all(np.asarray(curve.entropy) > np.asarray(typical.entropy))
 
 
