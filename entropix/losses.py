@@ -64,7 +64,7 @@ def local_average_loss(
       TypeError: an argument is of the wrong type; from g, a parameter is not a float array.
       ValueError: an argument is out of its range; from g, the mask does not fit.
 
-    Example:
+    Examples:
       The mean of a parabola over [-0.3, 0.3] is 0.03 above its minimum:
 
       >>> import jax, jax.numpy as jnp, entropix
@@ -112,7 +112,7 @@ def local_entropy_loss(
       TypeError: see `local_average_loss`.
       ValueError: see `local_average_loss`.
 
-    Example:
+    Examples:
       Smooth the last layer alone:
 
       >>> import jax, jax.numpy as jnp, entropix
@@ -168,7 +168,7 @@ def gaussian_smoothed_loss(
       TypeError: see `local_average_loss`.
       ValueError: see `local_average_loss`; or ``samples`` is odd with ``antithetic``.
 
-    Example:
+    Examples:
       The mean of a cubic over pairs is exact at its centre:
 
       >>> import jax, jax.numpy as jnp, entropix

@@ -40,7 +40,7 @@ def recompute_batch_stats(
     Raises:
       ValueError: ``batches`` is empty, or ``apply`` does not average: m is not in [0, 1).
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from flax import linen
       >>> model = linen.BatchNorm(use_running_average=False, momentum=0.9)
@@ -99,7 +99,7 @@ def eval_model(
       ValueError: the optimizer holds no `entropix.entropy_descent`; the model has batch statistics
         and ``batches`` is empty.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> from flax import nnx
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))

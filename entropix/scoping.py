@@ -43,7 +43,7 @@ def exponential(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> 
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{exponential(1e-4, 1e-3)(2340):.2e}")
       1.04e-03
 
@@ -76,7 +76,7 @@ def exponential_to(
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{exponential_to(1e-3, 1e4, 100)(50):.3f}")
       0.100
 
@@ -106,7 +106,7 @@ def linear(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> optax
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{linear(0.5, 0.1, cap=0.8)(5):.2f} {linear(0.5, 0.1, cap=0.8)(50):.2f}")
       0.75 0.80
 
@@ -133,7 +133,7 @@ def quadratic(gamma_0: float, gamma_1: float, *, cap: float | None = None) -> op
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{quadratic(0.5, 0.01)(10):.1f}")
       1.0
 
@@ -160,7 +160,7 @@ def saturating(gamma_0: float, tau: float, *, cap: float | None = None) -> optax
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{saturating(2.0, 0.1)(0):.1f} {saturating(2.0, 0.1)(100):.1f}")
       0.0 2.0
 
@@ -192,7 +192,7 @@ def cosine(
       TypeError: an argument is not a number.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> print(f"{cosine(0.0, 2.0, 10)(5):.1f} {cosine(0.0, 2.0, 10)(99):.1f}")
       1.0 2.0
 
@@ -239,7 +239,7 @@ def parle_schedules(batches_per_epoch: int) -> ParleSchedules:
       TypeError: ``batches_per_epoch`` is not an integer.
       ValueError: ``batches_per_epoch`` is below 1.
 
-    Example:
+    Examples:
       >>> gamma, rho = parle_schedules(390)
       >>> print(f"{gamma(0):.2f} {rho(0):.0f} {gamma(10_000):.0f} {rho(10_000):.0f}")
       0.01 1 1 10
@@ -271,7 +271,7 @@ def automatic(loss: Any, params: optax.Params, *, axis: int = 0) -> jax.Array:
     Raises:
       ValueError: ``params`` has no leaves.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> print(automatic(2.0, {"w": jnp.array([[0.0, 1.0], [0.0, 3.0]])}))
       2.0
@@ -296,7 +296,7 @@ def from_parle(gamma: Any) -> Any:
     Returns:
       The coupling, in units of 1 / parameter^2.
 
-    Example:
+    Examples:
       >>> from_parle(100.0)
       0.01
 
@@ -315,7 +315,7 @@ def from_deep_relaxation(gamma: Any) -> Any:
     Returns:
       The coupling, in units of 1 / parameter^2.
 
-    Example:
+    Examples:
       >>> from_deep_relaxation(0.1)
       10.0
 
@@ -341,7 +341,7 @@ def from_easgd(alpha: Any, learning_rate: Any, *, every: int = 1) -> Any:
       TypeError: ``every`` is not an integer.
       ValueError: ``every`` is below 1.
 
-    Example:
+    Examples:
       >>> from_easgd(0.5, 0.125, every=4)
       1.0
 
@@ -362,7 +362,7 @@ def from_sacreddnn(g: Any) -> Any:
     Returns:
       The coupling, in the same units.
 
-    Example:
+    Examples:
       >>> from_sacreddnn(0.25)
       0.5
 
@@ -383,7 +383,7 @@ def from_entropy_mcmc(eta: Any) -> Any:
       The coupling to a potential f that is not divided by the number of examples, in units of 1 /
       parameter^2.
 
-    Example:
+    Examples:
       >>> from_entropy_mcmc(0.25)
       4.0
 

@@ -101,7 +101,7 @@ def belief_propagation(
       ValueError: a number is out of its range; a shape does not fit; a label, or a pattern of
         binary weights, is not of +-1; the node is not known for the model's weights.
 
-    Example:
+    Examples:
       One pattern leaves half of the weights right:
 
       >>> import jax.numpy as jnp

@@ -89,7 +89,7 @@ def local_entropy_curve(
       ValueError: a number is out of its range; a shape does not fit; a label, or a weight or
         pattern where these must be, is not of +-1.
 
-    Example:
+    Examples:
       Around a solution with a wide margin nearly all weights are solutions:
 
       >>> import jax.numpy as jnp

@@ -51,7 +51,7 @@ def scoping(gamma: Any, replicas: float = float("inf")) -> Protocol:
       TypeError: ``gamma`` or ``replicas`` is not of numbers.
       ValueError: a number is out of its range.
 
-    Example:
+    Examples:
       >>> scoping([0.5, 1.0], 5.0).replicas.tolist()
       [5.0, 5.0]
     """
@@ -80,7 +80,7 @@ def pseudo_reinforcement(rate: Any, exponent: float = 0.5) -> Protocol:
       TypeError: ``exponent`` is not a number.
       ValueError: a number is out of its range.
 
-    Example:
+    Examples:
       >>> protocol = pseudo_reinforcement([0.0, 0.5])
       >>> [f"{gamma:.3f} {y:.0f}" for gamma, y in zip(*protocol)]
       ['0.000 2', '0.881 3']
@@ -186,7 +186,7 @@ def focusing_bp(
       ValueError: a number is out of its range; a shape does not fit; a label, or a pattern of
         binary weights, is not of +-1; the coupling of spherical weights is infinite.
 
-    Example:
+    Examples:
       >>> from entropix.committee import Committee, random_patterns, scoping
       >>> model = Committee(201)
       >>> examples = random_patterns(model, 0.4, 0)

@@ -50,7 +50,7 @@ def least_action(model: Committee, fields: jax.Array, label: jax.Array) -> jax.A
     Returns:
       +1 or -1 for units whose fields are to rise or fall, 0 for the others. # shape=(K,)
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> model = Committee(15, 5)
       >>> fields = jnp.array([-0.2, 3.0, -5.0, -0.1, -2.0])
@@ -106,7 +106,7 @@ def least_action_learning(
       TypeError: a number is of the wrong type or ``key`` is not a key.
       ValueError: a number is out of its range, a shape does not fit, or a label is not of +-1.
 
-    Example:
+    Examples:
       >>> from entropix.committee import Committee, random_patterns
       >>> model = Committee(45, 3, weights="spherical")
       >>> found = least_action_learning(model, *random_patterns(model, 0.8, 0), 1)
@@ -171,7 +171,7 @@ def entropic_lal(
       ValueError: the weights are binary, a number is out of its range, a shape does not fit, or a
         label is not of +-1.
 
-    Example:
+    Examples:
       >>> from entropix.committee import Committee, random_patterns
       >>> model = Committee(45, 3, weights="spherical")
       >>> found = entropic_lal(model, *random_patterns(model, 0.5, 0), 1, replicas=5)

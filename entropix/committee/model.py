@@ -40,7 +40,7 @@ class Committee:
       ValueError: an argument is out of its range; K is even for a majority; K does not divide N for
         a tree; n is even for binary weights.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> model = Committee(num_inputs=9, num_hidden=3)
       >>> model.shape

@@ -52,7 +52,7 @@ def random_patterns(
       TypeError: ``alpha`` is not a number or ``key`` not a key.
       ValueError: ``alpha`` is not above 0 or leaves no pattern, or the distribution is unknown.
 
-    Example:
+    Examples:
       >>> examples = random_patterns(Committee(99, 9), 0.5, 0)
       >>> examples.patterns.shape, examples.labels.shape
       ((50, 99), (50,))
@@ -93,7 +93,7 @@ def teacher_student(
       TypeError: ``alpha`` is not a number or ``key`` not a key.
       ValueError: ``alpha`` is not above 0 or leaves no pattern, or the distribution is unknown.
 
-    Example:
+    Examples:
       >>> model = Committee(15, 3)
       >>> examples, teacher = teacher_student(model, 2.0, 0)
       >>> int(model.errors(teacher, *examples))
@@ -124,7 +124,7 @@ def binarize(images: jax.Array, thresholds: jax.Array | None = None) -> jax.Arra
     Raises:
       ValueError: there is no pixel axis, or the thresholds are not of one image's shape.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> binarize(jnp.array([[[1, 2], [3, 4]], [[0, 0], [0, 9]]])).tolist()
       [[-1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, 1.0]]
@@ -168,7 +168,7 @@ def two_classes(
       TypeError: ``per_class`` is not an integer or ``key`` not a key.
       ValueError: the two classes are the same, or one has fewer examples than asked for.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> patterns = jnp.array([[1.0], [1.0], [-1.0], [-1.0], [-1.0]])
       >>> examples = two_classes(patterns, jnp.array([3, 3, 4, 4, 4]), (3, 4), 2, 0)
@@ -209,7 +209,7 @@ def shuffle_pixels(patterns: jax.Array, key: jax.Array | int) -> jax.Array:
     Raises:
       TypeError: ``key`` is not a key.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> x = jnp.arange(6).reshape(3, 2)
       >>> bool((jnp.sort(shuffle_pixels(x, 0), axis=0) == x).all())

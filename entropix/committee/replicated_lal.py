@@ -63,7 +63,7 @@ def replicated_lal(
       ValueError: the weights are spherical, a number is out of its range, a shape does not fit, or
         a label is not of +-1.
 
-    Example:
+    Examples:
       >>> from entropix.committee import Committee, random_patterns
       >>> model = Committee(105, 5)
       >>> found = replicated_lal(model, *random_patterns(model, 0.2, 0), 1)

@@ -61,7 +61,7 @@ def noise_robustness(
       ValueError: a number is out of its range, a shape does not fit, a label or a pattern is not of
         +-1, or no input varies.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from entropix.committee import teacher_student
       >>> model = Committee(101)

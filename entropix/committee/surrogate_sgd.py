@@ -36,7 +36,7 @@ def cross_entropy(x: jax.Array, gamma: float | jax.Array) -> jax.Array:
     Returns:
       Of the shape of ``x``.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> [f"{x:.4f}" for x in cross_entropy(jnp.array([0.0, -2.0]), 9.0)]
       ['0.0385', '2.0000']
@@ -66,7 +66,7 @@ def surrogate_loss(
     Returns:
       f(weights, (patterns, labels)) -> scalar, such as `entropix.flatness` takes.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> loss = surrogate_loss(Committee(3, 1), beta=1.0, gamma=1.0)
       >>> examples = jnp.array([[1.0, 1.0, -1.0]]), jnp.array([1.0])
@@ -153,7 +153,7 @@ def surrogate_sgd(
       ValueError: the weights are binary, a number is out of its range, a shape does not fit, or a
         label is not of +-1.
 
-    Example:
+    Examples:
       >>> import optax
       >>> from entropix.committee import Committee, random_patterns
       >>> model = Committee(45, 3, weights="spherical")

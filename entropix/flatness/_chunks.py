@@ -66,7 +66,7 @@ def mean_over_chunks(fn: Callable[[Any], Tree], data: Any, batch_size: int | Non
       TypeError: ``batch_size`` is not an integer.
       ValueError: ``batch_size`` is below 1, or ``data`` is refused by `num_examples`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> x = jnp.arange(10.0)
       >>> print(mean_over_chunks(jnp.mean, x, batch_size=3))

@@ -63,7 +63,7 @@ def operator_eigenvalues(
       TypeError: see `top_eigenvalues`.
       ValueError: see `top_eigenvalues`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from entropix.flatness import operator_eigenvalues
       >>> answer = operator_eigenvalues(lambda v: jnp.arange(100.0) * v, jnp.zeros(100), 0, k=2)
@@ -127,7 +127,7 @@ def top_eigenvalues(
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
         uneven, or ``params`` is not finite.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> from entropix.flatness import top_eigenvalues
       >>> f = lambda w, x: jnp.mean((x @ w) ** 2) / 2

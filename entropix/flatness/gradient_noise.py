@@ -142,7 +142,7 @@ def gradient_noise(
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
         its leaves differ in length, or ``params`` is not finite.
 
-    Example:
+    Examples:
       The gradients of |w - x|^2 / 2 are w - x, so D is the covariance of the data:
 
       >>> import jax.numpy as jnp
@@ -315,7 +315,7 @@ def layer_temperature(
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
         its leaves differ in length, ``params`` is not finite, or no parameter is in a group.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from entropix.flatness import layer_temperature
       >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}

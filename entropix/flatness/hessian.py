@@ -128,7 +128,7 @@ def hessian_operator(
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         or ``batch_size`` is below 1.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> hessian = hessian_operator(loss, jnp.ones(2), jnp.array([[2.0, 0.0], [0.0, 4.0]]))
@@ -178,7 +178,7 @@ def gauss_newton_operator(
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         or ``batch_size`` is below 1.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> predict = lambda w, x: jnp.tanh(x @ w)
       >>> square = lambda z, x: jnp.mean(z**2) / 2
@@ -227,7 +227,7 @@ def exact_hessian(
       ValueError: there are more than 8,192 parameters, or the arguments are refused by
         `hessian_operator`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> print(exact_hessian(loss, jnp.ones(2), jnp.array([[2.0, 0.0], [0.0, 4.0]])))

@@ -61,7 +61,7 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
       TypeError: ``v0`` holds anything but float arrays, or ``num_steps`` is not an integer.
       ValueError: ``num_steps`` is below 1, or ``matvec`` does not answer in the shapes of ``v0``.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> A = jnp.array([[2.0, 1.0], [1.0, 2.0]])
       >>> result = lanczos(lambda v: A @ v, jnp.array([1.0, 0.0]), num_steps=5)

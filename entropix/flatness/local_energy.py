@@ -84,7 +84,7 @@ def local_energy(
         scalar, ``sigma`` is negative, ``kind`` is unknown, ``num_samples`` is below 2, or the mask
         does not fit.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> error = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> answer = local_energy(

@@ -223,7 +223,7 @@ def local_entropy(
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
         its leaves differ in length, or ``params`` is not finite.
 
-    Example:
+    Examples:
       On a quadratic with curvatures 1 and 9, gamma = 1, F is -log(2 * 10) / 2 = -1.498:
 
       >>> import jax.numpy as jnp

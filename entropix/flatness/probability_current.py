@@ -115,7 +115,7 @@ def probability_current(
       TypeError: the coordinates are not floats, or a number of blocks is not an integer.
       ValueError: too few steps or components for the blocks, or a NaN among them.
 
-    Example:
+    Examples:
       Without rotating force the double well is at equilibrium; with it, it is not.
 
       >>> for rotation in (0.0, 1.5):
@@ -195,7 +195,7 @@ def current_field(
       TypeError: the coordinates are not floats, or a number of bins or blocks is not an integer.
       ValueError: they are not in a plane, too few, or not finite; ``extent`` is empty.
 
-    Example:
+    Examples:
       >>> path = rotating_double_well(0, rotation=1.5, num_steps=20_000)
       >>> field = current_field(path, bins=8, extent=((-2, 2), (-2, 2)))
       >>> field.current.shape
@@ -268,7 +268,7 @@ def rotating_double_well(
       TypeError: an argument is not a number, or ``key`` is not a key.
       ValueError: ``dt`` is not above 0, or ``num_steps`` is below 1.
 
-    Example:
+    Examples:
       >>> rotating_double_well(0, rotation=0.5, num_steps=100).shape
       (100, 2)
 

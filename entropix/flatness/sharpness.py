@@ -75,7 +75,7 @@ def sam_sharpness(
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         ``radius`` is negative, another number is below 1, or both sizes are given.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> answer = sam_sharpness(loss, jnp.array([1.0, 0.0]), jnp.eye(2), radius=1.0)

@@ -53,7 +53,7 @@ def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
     Raises:
       TypeError: a parameter is not a float array, or ``key`` is not a key.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> direction = filter_normalized_direction({"w": jnp.eye(3), "b": jnp.ones(3)}, 0)
       >>> print(jnp.linalg.norm(direction["w"], axis=0).round(3), direction["b"])
@@ -111,7 +111,7 @@ def loss_slice(
         scalar, there are no or more than two directions, a direction is not like ``params``, or
         ``coordinates`` is not one-dimensional.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> square = lambda w, x: jnp.mean((x @ w) ** 2)
       >>> axes = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
@@ -174,7 +174,7 @@ def linear_barrier(
       ValueError: a parameter is not finite, ``other_params`` is not like ``params``, ``data`` is
         empty or uneven, the objective is not scalar, or ``num_points`` is below 2.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> double_well = lambda w, x: jnp.mean((w**2 - 1) ** 2 + 0 * x)
       >>> answer = linear_barrier(double_well, jnp.array([-1.0]), jnp.array([1.0]), jnp.ones(1))

@@ -132,7 +132,7 @@ def hessian_spectrum(
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         or a number of steps, probes or examples is too small.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> data = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
@@ -181,7 +181,7 @@ def operator_spectrum(
       TypeError: ``like`` holds anything but float arrays, or a number is not an integer.
       ValueError: a number is too small, or ``matvec`` does not answer in the shapes of ``like``.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> scale = {"a": jnp.ones(3), "b": jnp.zeros(2)}
       >>> matvec = lambda v: jax.tree.map(jnp.multiply, scale, v)

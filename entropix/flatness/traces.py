@@ -59,7 +59,7 @@ def trace(
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         a number is too small, or ``method`` is unknown.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
       >>> data = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
@@ -107,7 +107,7 @@ def operator_trace(
       ValueError: a number is too small, ``method`` is unknown, or ``matvec`` does not answer in
         the shapes of ``like``.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> scale = jnp.arange(100.0)
       >>> estimate = operator_trace(lambda v: scale * v, scale, jax.random.key(0))

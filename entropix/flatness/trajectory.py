@@ -120,7 +120,7 @@ def random_projection(
       TypeError: a leaf is not of floats, or ``num_components`` is not an integer.
       ValueError: there is no leaf, or leaves differ in their leading axis.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> weights = {"w": jnp.ones((100, 3, 4)), "b": jnp.zeros((100, 4))}
       >>> random_projection(weights, jax.random.key(0), num_components=5).shape
@@ -164,7 +164,7 @@ def pca_projection(trajectory: Any, *, num_components: int = 2) -> PrincipalComp
       TypeError: a leaf is not of floats, or ``num_components`` is not an integer.
       ValueError: there is no leaf, leaves differ in their leading axis, or k exceeds T.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> steps = jnp.linspace(0.0, 1.0, 50)
       >>> line = {"w": steps[:, None] * jnp.array([3.0, 4.0])}
@@ -253,7 +253,7 @@ def periodogram(
         is not an integer.
       ValueError: too few steps, a NaN among them, or ``level`` outside (0, 1).
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> walk = jnp.cumsum(jax.random.normal(jax.random.key(0), (1000, 3)), 0)
       >>> bool(periodogram(walk, jax.random.key(1)).p_value > 0.01)
@@ -328,7 +328,7 @@ def autocorrelation(
         shuffles is not an integer.
       ValueError: too few steps, a NaN among them, ``num_lags`` or ``level`` out of range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> walk = jnp.cumsum(jax.random.normal(jax.random.key(0), (500,)))
       >>> found = autocorrelation(walk, jax.random.key(1), num_lags=20)

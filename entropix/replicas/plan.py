@@ -329,7 +329,7 @@ def plan(
       TypeError: an argument is of the wrong type.
       ValueError: there are not as many devices; y and D do not divide; the backend is unknown.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
       >>> plan = entropix.replicas.plan(4, devices=1)
       >>> tx = entropix.replicated_sgd(0.1, gamma=1.0, every=1, axis_name=plan.axis_name)

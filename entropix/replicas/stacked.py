@@ -51,7 +51,7 @@ def num_replicas(params: Any) -> int:
       ValueError: there is no leaf, a leaf has no axis, or the lengths differ; the message names the
         leaves.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> num_replicas({"w": jnp.ones((4, 3)), "b": jnp.ones(4)})
       4
@@ -93,7 +93,7 @@ def replicate(
       TypeError: a parameter is not a float array, or an argument is of the wrong type.
       ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, entropix
       >>> entropix.replicas.replicate({"w": jnp.arange(3.0)}, 2)["w"].shape
       (2, 3)
@@ -134,7 +134,7 @@ def center(params: Any) -> Any:
     Raises:
       ValueError: the leaves disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> entropix.replicas.center({"w": jnp.array([[0.0, 1.0], [4.0, 3.0]])})
       {'w': Array([2., 2.], dtype=float32)}
@@ -160,7 +160,7 @@ def spread(params: Any) -> Spread:
     Raises:
       ValueError: the leaves disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> found = entropix.replicas.spread({"w": jnp.array([0.0, 2.0]), "b": jnp.array([1.0, 1.0])})
       >>> print(f"{found.total:.3f} {found.leaves['w']:.1f} {found.leaves['b']:.1f}")
@@ -191,7 +191,7 @@ def collapse(params: Any) -> Any:
     Raises:
       ValueError: the leaves disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> entropix.replicas.collapse(jnp.array([0.0, 4.0]))
       Array([2., 2.], dtype=float32)
@@ -225,7 +225,7 @@ def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
       TypeError: ``replicas`` is not an integer.
       ValueError: it is below 1, or the leaves disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> params, _ = entropix.replicas.resize(jnp.array([0.0, 1.0, 5.0]), 2)
       >>> print(params, params.mean())
@@ -264,7 +264,7 @@ def revive(params: Any, state: Any = None) -> Revived:
     Raises:
       ValueError: the leaves disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, entropix
       >>> mended = entropix.replicas.revive(jnp.array([1.0, jnp.nan, 3.0]))
       >>> print(mended.params, mended.num_replaced)
@@ -325,7 +325,7 @@ def stack_states(init: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
       ValueError: the arguments disagree on the number of replicas.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, entropix
       >>> state = entropix.replicas.stack_states(optax.adam(0.1).init, jnp.ones((4, 3)))
       >>> state[0].mu.shape, state[0].count.shape

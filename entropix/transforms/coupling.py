@@ -79,7 +79,7 @@ def couple_replicas(
         leaf lacks the axis; the leaves disagree on its length; there is one replica only; the name
         is of no mapped axis; ``update`` without params.
 
-    Example:
+    Examples:
       Two replicas of one weight, without a gradient, meet at their mean:
 
       >>> import jax.numpy as jnp, optax, entropix
@@ -188,7 +188,7 @@ def replicated_sgd(
       TypeError: see `couple_replicas`.
       ValueError: see `couple_replicas`.
 
-    Example:
+    Examples:
       Four replicas with different data meet between their minima:
 
       >>> import jax, jax.numpy as jnp, optax, entropix

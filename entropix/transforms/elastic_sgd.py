@@ -54,7 +54,7 @@ def elastic_sgd(
       TypeError: see `couple_replicas`.
       ValueError: see `couple_replicas`.
 
-    Example:
+    Examples:
       Two replicas with different minima stay between them, and so does the centre:
 
       >>> import jax.numpy as jnp, optax, entropix

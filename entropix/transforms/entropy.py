@@ -118,7 +118,7 @@ def entropy_descent(
       ValueError: an argument is out of its range; ``update`` without params; opaque without
         ``grad_fn``.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
       >>> loss = lambda x: jnp.sum(jnp.array([1.0, 10.0]) * x**2)
       >>> tx = entropix.entropy_descent(optax.adam(0.02), optax.sgd(0.04), inner_steps=5, gamma=0.1)
@@ -323,7 +323,7 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     Raises:
       ValueError: the state holds no `entropy_descent`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, entropix
       >>> tx = optax.chain(optax.clip(1.0), entropix.entropy_sgd(inner_steps=3))
       >>> x = jnp.ones(2)

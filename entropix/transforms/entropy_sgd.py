@@ -124,7 +124,7 @@ def entropy_sgd(
       TypeError: see `entropy_descent`.
       ValueError: see `entropy_descent`.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
       >>> loss = lambda x: jnp.sum((x - 1.0) ** 2)
       >>> tx = entropix.entropy_sgd(inner_learning_rate=0.02, inner_steps=5, momentum=None)
@@ -212,7 +212,7 @@ def entropy_adam(
       TypeError: see `entropy_descent`.
       ValueError: see `entropy_descent`; or b1 or b2 outside [0, 1).
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
       >>> loss = lambda x: jnp.sum((x - 1.0) ** 2)
       >>> tx = entropix.entropy_adam(0.05, inner_learning_rate=0.02, inner_steps=5)

@@ -64,7 +64,7 @@ def langevin_noise(
         float.
       ValueError: ``std`` is negative or not finite.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, optax, entropix
       >>> tx = optax.chain(optax.sgd(0.1), entropix.langevin_noise(0.01, key=1))
       >>> params = {"w": jnp.ones(3)}
@@ -119,7 +119,7 @@ def sgld(
       TypeError: an argument is not a number or schedule, or ``key`` is not a key.
       ValueError: ``learning_rate`` or ``temperature`` is negative or not finite.
 
-    Example:
+    Examples:
       Samples of a Gaussian of variance 0.5, from the quadratic f(x) = x**2:
 
       >>> import jax, jax.numpy as jnp, optax, entropix

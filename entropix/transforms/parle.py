@@ -118,7 +118,7 @@ def parle(
       TypeError: see `couple_replicas` and `entropy_descent`.
       ValueError: see `couple_replicas` and `entropy_descent`.
 
-    Example:
+    Examples:
       Two replicas with different minima meet between them:
 
       >>> import jax, jax.numpy as jnp, optax, entropix

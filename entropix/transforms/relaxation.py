@@ -23,7 +23,7 @@ def plain_average(inner_step: Any) -> jax.Array:
     Returns:
       The weight of the old average.
 
-    Example:
+    Examples:
       >>> print(plain_average(0), plain_average(2))
       0.5 0.75
 
@@ -77,7 +77,7 @@ def heat_sgd(
       TypeError: see `entropy_descent`.
       ValueError: see `entropy_descent`.
 
-    Example:
+    Examples:
       One outer step of two inner ones, from 1 through 0.5 to 0.25, ends at their mean:
 
       >>> import jax.numpy as jnp, optax, entropix
@@ -151,7 +151,7 @@ def hopf_lax_sgd(
       TypeError: see `entropy_descent`.
       ValueError: see `entropy_descent`.
 
-    Example:
+    Examples:
       The proximal point of x'^2 / 2 from x = 1 with gamma = 1 is 1 / 2:
 
       >>> import jax.numpy as jnp, optax, entropix

@@ -139,7 +139,7 @@ def franz_parisi_of_cross_entropy(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       Around minima there are more solutions than around typical solutions, 0.204375:
 
       >>> import jax

@@ -104,7 +104,7 @@ def franz_parisi(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       Typical solutions of the binary perceptron have no others close by:
 
       >>> import jax, jax.numpy as jnp

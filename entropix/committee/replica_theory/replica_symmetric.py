@@ -130,7 +130,7 @@ def replica_symmetric(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> with jax.enable_x64(True):
       ...     theory = replica_symmetric(jnp.array([0.4, 0.8, 0.9]), weights="binary")
@@ -179,7 +179,7 @@ def capacity(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       >>> import jax
       >>> with jax.enable_x64(True):
       ...     binary, spherical = capacity(weights="binary"), capacity(weights="spherical")
@@ -220,7 +220,7 @@ def de_almeida_thouless_load() -> Capacity:
     Raises:
       ValueError: double precision is off.
 
-    Example:
+    Examples:
       >>> import jax
       >>> with jax.enable_x64(True):
       ...     print(f"{de_almeida_thouless_load().load:.5f}")

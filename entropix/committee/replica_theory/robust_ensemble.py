@@ -105,7 +105,7 @@ def robust_ensemble(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       Ever more replicas around a centre, and as many as there are centres for:
 
       >>> import jax, jax.numpy as jnp

@@ -107,7 +107,7 @@ def wide_minima(
       TypeError: an argument is of the wrong type.
       ValueError: double precision is off, or an argument is out of its range.
 
-    Example:
+    Examples:
       The large committee has regions where every weight vector is a solution; the parity machine
       has not:
 
