@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +44,8 @@ class Compare:
     """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods, in which order; also elastic_sgd, parle, heat_sgd, hopf_lax_sgd,
-    replicated_adam, replicated_sam, local_average, local_entropy, gaussian_smoothing."""
+    replicated_adam, replicated_sam, partial_entropy_sgd, partial_replicated_sgd, local_average,
+    local_entropy, gaussian_smoothing."""
     seeds: int = 3
     """Number of training runs of each method; they share nothing but the data."""
     seed: int = 0
@@ -147,7 +146,7 @@ def header(config: Compare, images: ImageData, scene: Scene) -> dict[str, Any]:
     """What results.json says of a run before its first method."""
     return {
         "configuration": configuration(config),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": environment.command(),
         "environment": environment.describe(),
         "data": {
             "name": images.name,

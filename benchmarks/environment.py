@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -24,6 +26,11 @@ def describe() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def command(module: str = "benchmarks") -> str:
+    """What was typed to start this run."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def installed(package: str) -> str | None:

@@ -146,8 +146,16 @@ def band(
     mean = numbers.mean(-1)
     axes.plot(x, mean, label=name, **style)
     if numbers.shape[-1] > 1:
-        error = numbers.std(-1, ddof=1) / np.sqrt(numbers.shape[-1])
+        error = standard_error(numbers)
         axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+
+
+def standard_error(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Of the mean over seeds (the last axis), 0 with one seed."""
+    count = numbers.shape[-1]
+    if count == 1:
+        return np.zeros(numbers.shape[:-1])
+    return np.asarray(numbers.std(-1, ddof=1) / np.sqrt(count))
 
 
 def plain_ticks(axes: Axes) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from benchmarks.plots import COLOURS, LINES, SMALLEST_SHOWN, save, share_beyond, tail
+from benchmarks.plots import COLOURS, LINES, SMALLEST_SHOWN, band, save, share_beyond, tail
 
 FARTHEST_SHOWN = 0.25
 
 Record = dict[str, Any]
-Draw = Callable[[Axes, list[Record], dict[str, Any], dict[str, Any]], None]
+Draw = Callable[[Axes, list[Record], str, dict[str, Any], dict[str, Any]], None]
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -39,7 +38,7 @@ def by_experiment(draw_one: Draw) -> Callable[[dict[str, Any]], Figure]:
         styles = styles_of(found)
         for one, (name, experiment) in zip(axes, experiments.items(), strict=True):
             for algorithm, records in experiment["algorithms"].items():
-                draw_one(one, records, {"label": algorithm, **styles[algorithm]}, found["measures"])
+                draw_one(one, records, algorithm, styles[algorithm], found["measures"])
             one.set_title(f"{name}: {experiment['title']}")
         handles = {
             label: handle
@@ -64,7 +63,11 @@ def styles_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def entropy_curve(
-    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+    axes: Axes,
+    records: list[Record],
+    name: str,
+    style: dict[str, Any],
+    measures: dict[str, Any],
 ) -> None:
     """Mean over the solved instances of the local entropy; points converged for all of them."""
     del measures
@@ -72,16 +75,14 @@ def entropy_curve(
     if not records:
         return
     distance, entropy = (
-        np.array([record[name] for record in records], float)
-        for name in ("distance", "relative_entropy")
+        np.array([record[quantity] for record in records], float)
+        for quantity in ("distance", "relative_entropy")
     )
     place = distance.mean(axis=0)
     shown = np.array([record["converged"] for record in records]).all(axis=0)
     shown &= place <= FARTHEST_SHOWN
     place = place[shown]
-    mean, error = mean_and_error(entropy[:, shown])
-    axes.plot(place, mean, marker=".", **style)
-    axes.fill_between(place, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+    band(axes, place, entropy[:, shown].T, name, {**style, "marker": "."})
     axes.set(
         xlabel="distance 1 − S²",
         ylabel="log share of solutions, per weight",
@@ -90,7 +91,11 @@ def entropy_curve(
 
 
 def hessian(
-    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+    axes: Axes,
+    records: list[Record],
+    name: str,
+    style: dict[str, Any],
+    measures: dict[str, Any],
 ) -> None:
     """Share of the eigenvalues beyond a size."""
     del measures
@@ -101,18 +106,20 @@ def hessian(
     sizes = np.unique(np.concatenate([nodes for nodes, _ in tails]))
     sizes = sizes[sizes > SMALLEST_SHOWN * sizes[-1]]
     shares = np.mean([share_beyond(sizes, *one) for one in tails], axis=0)
-    axes.plot(sizes, shares, drawstyle="steps-pre", **style)
+    axes.plot(sizes, shares, drawstyle="steps-pre", label=name, **style)
     axes.set(xscale="log", yscale="log", xlabel="λ", ylabel="share of eigenvalues beyond")
 
 
 def noise(
-    axes: Axes, records: list[Record], style: dict[str, Any], measures: dict[str, Any]
+    axes: Axes,
+    records: list[Record],
+    name: str,
+    style: dict[str, Any],
+    measures: dict[str, Any],
 ) -> None:
     """Training error under noise on the inputs."""
-    mean, error = mean_and_error(100 * np.array([record["noise_error"] for record in records]))
-    rates = np.array(measures["rates"])
-    axes.plot(rates, mean, **style)
-    axes.fill_between(rates, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+    errors = 100 * np.array([record["noise_error"] for record in records])
+    band(axes, np.array(measures["rates"]), errors.T, name, style)
     axes.set(xlabel="share of inputs flipped", ylabel="training error (%)")
 
 
@@ -155,19 +162,15 @@ def reference_entropy(record: Record, measures: dict[str, Any]) -> float:
     """Local entropy at the reference strength; nan where that is not one around a solution."""
     if not known(record, measures):
         return float("nan")
-    at = measures["strengths"].index(measures["reference_strength"])
-    return float(record["relative_entropy"][at])
+    return float(record["relative_entropy"][reference_point(measures)])
 
 
 def known(record: Record, measures: dict[str, Any]) -> bool:
     """Whether the network solves its patterns and the sweeps at the reference strength ended."""
-    at = measures["strengths"].index(measures["reference_strength"])
-    return record["errors"] == 0 and bool(record["converged"][at])
+    return record["errors"] == 0 and bool(record["converged"][reference_point(measures)])
 
 
-def mean_and_error(numbers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Over the first axis; the error is 0 for a single seed."""
-    mean = numbers.mean(axis=0)
-    if len(numbers) == 1:
-        return mean, np.zeros_like(mean)
-    return mean, numbers.std(axis=0, ddof=1) / np.sqrt(len(numbers))
+def reference_point(measures: dict[str, Any]) -> int:
+    """The place of the reference strength on the curves."""
+    place: int = measures["strengths"].index(measures["reference_strength"])
+    return place

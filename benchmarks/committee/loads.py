@@ -4,7 +4,6 @@
 """
 
 import json
-import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from benchmarks import environment
 from benchmarks.document import Code, Heading, Paragraph, TableBlock, to_markdown
 from benchmarks.files import write_text
 from entropix.committee import Committee, focusing_bp, random_patterns, scoping
-from entropix.committee._messages import Node
 
+Node = Literal["gaussian", "relaxed"]
 COUPLINGS = np.arange(0.05, 3.0, 0.05)
 HEAD = ("network", "weights", "load", "solved", "errors left", "sweeps", "seconds")
 
@@ -36,7 +35,7 @@ class Loads:
     """Patterns per weight. The perceptron's capacity is 0.833."""
     seeds: int = 5
     """Instances of each."""
-    node: Literal["gaussian", "relaxed"] = "gaussian"
+    node: Node = "gaussian"
     """How sums over inputs are treated: gaussian, or relaxed, which is cheaper and less stable."""
     output: Path = Path("runs/loads")
     """Folder to write."""
@@ -86,7 +85,7 @@ def main(config: Loads) -> int:
     for name, model, load in track(cells, "solving", transient=True):
         runs = [solve(model, load, seed, config.node) for seed in range(config.seeds)]
         records.append({"network": name, "weights": model.num_weights, "load": load, "runs": runs})
-    command = shlex.join(["python", "-m", "benchmarks.committee.loads", *sys.argv[1:]])
+    command = environment.command("benchmarks.committee.loads")
     found = {
         "seeds": config.seeds,
         "node": config.node,

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +69,7 @@ def run(config: CommitteeMachines) -> int:
     images = load_images(config)
     found: dict[str, Any] = {
         "configuration": json.loads(json.dumps(configuration(config))),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": environment.command(),
         "environment": environment.describe(),
         "images": None if images is None else images.name,
         "measures": measures.settings(),

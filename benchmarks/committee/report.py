@@ -42,7 +42,7 @@ def title(name: str, experiment: dict[str, Any]) -> str:
 
 def rows(experiment: dict[str, Any], measures: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row for each algorithm, means over the instances."""
-    at = measures["strengths"].index(measures["reference_strength"])
+    at = figures.reference_point(measures)
     return [
         (
             algorithm,

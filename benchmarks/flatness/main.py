@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +135,7 @@ def header(config: Flatness, subject: Subject, effort: Effort) -> Results:
             for name, field in dataclasses.asdict(config).items()
             if name not in ("output", "data_dir", "cache_dir")
         },
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": environment.command(),
         "environment": environment.describe(),
         "data": {
             "name": images.name,

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -258,7 +256,7 @@ def run(config: Papers) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"--output {folder} is not empty")
     found: Results = {
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": environment.command(),
         "environment": environment.describe(),
         "networks": {},
     }

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.plots import COLOURS, LINES, plain_ticks, save
+from benchmarks.plots import COLOURS, LINES, plain_ticks, save, standard_error
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -30,7 +30,7 @@ def radius_sweep(found: dict[str, Any]) -> Figure:
             )
             errors = 100 * np.array([cell["test_error"] for cell in curve])
             style = line_style(at)
-            mean, bar = errors.mean(1), spread(errors)
+            mean, bar = errors.mean(1), standard_error(errors)
             if curve[0]["radius"] == 0:
                 axes.axhline(mean[0], label=label, **style)
                 axes.axhspan(
@@ -81,14 +81,6 @@ def line_style(at: int) -> dict[str, Any]:
     """The style of the n-th curve; where the colours start again, the lines do not."""
     lines = at + 3 * (at // len(COLOURS))
     return {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[lines % len(LINES)]}
-
-
-def spread(errors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Standard errors over seeds (the last axis), 0 with one seed."""
-    count = errors.shape[1]
-    if count == 1:
-        return np.zeros(len(errors))
-    return np.asarray(errors.std(1, ddof=1) / np.sqrt(count))
 
 
 def subtitle(found: dict[str, Any]) -> str:
