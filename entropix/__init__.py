@@ -1,37 +1,80 @@
 """Find and measure wide, flat minima of neural networks."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from entropix import committee as committee
-from entropix import flatness as flatness
-from entropix import losses as losses
-from entropix import replicas as replicas
-from entropix import scoping as scoping
-from entropix._canary import FaultyBackendWarning as FaultyBackendWarning
-from entropix.transforms import CoupleReplicasState as CoupleReplicasState
-from entropix.transforms import EntropyDescentState as EntropyDescentState
-from entropix.transforms import LangevinNoiseState as LangevinNoiseState
-from entropix.transforms import couple_replicas as couple_replicas
-from entropix.transforms import elastic_sgd as elastic_sgd
-from entropix.transforms import entropy_adam as entropy_adam
-from entropix.transforms import entropy_descent as entropy_descent
-from entropix.transforms import entropy_sgd as entropy_sgd
-from entropix.transforms import eval_params as eval_params
-from entropix.transforms import heat_sgd as heat_sgd
-from entropix.transforms import hopf_lax_sgd as hopf_lax_sgd
-from entropix.transforms import langevin_noise as langevin_noise
-from entropix.transforms import parle as parle
-from entropix.transforms import plain_average as plain_average
-from entropix.transforms import replicated_sgd as replicated_sgd
-from entropix.transforms import sgld as sgld
+from entropix._canary import FaultyBackendWarning
+from entropix.transforms import (
+    CoupleReplicasState,
+    EntropyDescentState,
+    LangevinNoiseState,
+    couple_replicas,
+    elastic_sgd,
+    entropy_adam,
+    entropy_descent,
+    entropy_sgd,
+    eval_params,
+    heat_sgd,
+    hopf_lax_sgd,
+    langevin_noise,
+    parle,
+    plain_average,
+    replicated_sgd,
+    sgld,
+)
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from entropix import (
+        committee,
+        dynamics,
+        flatness,
+        losses,
+        nn,
+        replica_theory,
+        replicas,
+        scoping,
+    )
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "CoupleReplicasState",
+    "EntropyDescentState",
+    "FaultyBackendWarning",
+    "LangevinNoiseState",
+    "committee",
+    "couple_replicas",
+    "dynamics",
+    "elastic_sgd",
+    "entropy_adam",
+    "entropy_descent",
+    "entropy_sgd",
+    "eval_params",
+    "flatness",
+    "heat_sgd",
+    "hopf_lax_sgd",
+    "langevin_noise",
+    "losses",
+    "nn",
+    "parle",
+    "plain_average",
+    "replica_theory",
+    "replicas",
+    "replicated_sgd",
+    "scoping",
+    "sgld",
+]
+
+_LAZY = frozenset(
+    {"committee", "dynamics", "flatness", "losses", "nn", "replica_theory", "replicas", "scoping"}
+)
 
 
 def __getattr__(name: str) -> Any:
-    # Flax takes a second to import, and only entropix.nn needs it.
-    if name == "nn":
-        import importlib
-
-        return importlib.import_module("entropix.nn")
+    if name in _LAZY:
+        return importlib.import_module(f"entropix.{name}")
     raise AttributeError(f"module 'entropix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from entropix._checks import check_float_leaves, check_integer, check_number
+from entropix._hash_normal import normal_like, uniform_like
+from entropix._keys import check_key, fresh_key
 from entropix._masks import Mask, full_mask
-from entropix._noise import check_key, fresh_key, normal_like, uniform_like
-from entropix._validation import check_float_leaves, check_integer, check_number
 
 Loss = Callable[[Any, Any], jax.Array]
 SmoothedLoss = Callable[[Any, Any, jax.Array | int], jax.Array]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from entropix.transforms.entropy import eval_params
+from entropix.transforms import eval_params
 
 # Far above any batch statistic, so that the statistic's own size does not round the momentum.
 _PROBE = 2.0**40

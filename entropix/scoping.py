@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from entropix._validation import check_integer, check_number
+from entropix._checks import check_integer, check_number
 
 
 def _capped(gamma: Any, cap: float | None) -> Any:

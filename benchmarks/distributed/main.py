@@ -35,7 +35,7 @@ from benchmarks.models import MODELS
 from benchmarks.network import Network
 from entropix import replicas
 from entropix.replicas import Plan
-from entropix.replicas.plan import Backend
+from entropix.replicas._plan import Backend
 
 RESULT, CENTER, CHECKPOINTS = "result.json", "center.npz", "checkpoints"
 # What may differ between a run and the one that goes on with it.

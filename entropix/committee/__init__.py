@@ -1,30 +1,55 @@
 """Committee machines: count the solutions around a solution, and find the wide ones."""
 
-from entropix.committee import replica_theory as replica_theory
-from entropix.committee.bp import Beliefs as Beliefs
-from entropix.committee.bp import belief_propagation as belief_propagation
-from entropix.committee.entropy_curve import LocalEntropyCurve as LocalEntropyCurve
-from entropix.committee.entropy_curve import local_entropy_curve as local_entropy_curve
-from entropix.committee.focusing_bp import FocusingBP as FocusingBP
-from entropix.committee.focusing_bp import FocusingHistory as FocusingHistory
-from entropix.committee.focusing_bp import Protocol as Protocol
-from entropix.committee.focusing_bp import focusing_bp as focusing_bp
-from entropix.committee.focusing_bp import pseudo_reinforcement as pseudo_reinforcement
-from entropix.committee.focusing_bp import scoping as scoping
-from entropix.committee.lal import Learned as Learned
-from entropix.committee.lal import entropic_lal as entropic_lal
-from entropix.committee.lal import least_action as least_action
-from entropix.committee.lal import least_action_learning as least_action_learning
-from entropix.committee.model import Committee as Committee
-from entropix.committee.patterns import Examples as Examples
-from entropix.committee.patterns import binarize as binarize
-from entropix.committee.patterns import random_patterns as random_patterns
-from entropix.committee.patterns import shuffle_pixels as shuffle_pixels
-from entropix.committee.patterns import teacher_student as teacher_student
-from entropix.committee.patterns import two_classes as two_classes
-from entropix.committee.replicated_lal import replicated_lal as replicated_lal
-from entropix.committee.robustness import NoiseRobustness as NoiseRobustness
-from entropix.committee.robustness import noise_robustness as noise_robustness
-from entropix.committee.surrogate_sgd import cross_entropy as cross_entropy
-from entropix.committee.surrogate_sgd import surrogate_loss as surrogate_loss
-from entropix.committee.surrogate_sgd import surrogate_sgd as surrogate_sgd
+from entropix.committee._bp import Beliefs, belief_propagation
+from entropix.committee._entropy_curve import LocalEntropyCurve, local_entropy_curve
+from entropix.committee._focusing_bp import (
+    FocusingBP,
+    FocusingHistory,
+    Protocol,
+    focusing_bp,
+    pseudo_reinforcement,
+    scoping,
+)
+from entropix.committee._lal import Learned, entropic_lal, least_action, least_action_learning
+from entropix.committee._model import Committee
+from entropix.committee._patterns import (
+    Examples,
+    binarize,
+    random_patterns,
+    shuffle_pixels,
+    teacher_student,
+    two_classes,
+)
+from entropix.committee._replicated_lal import replicated_lal
+from entropix.committee._robustness import NoiseRobustness, noise_robustness
+from entropix.committee._surrogate_sgd import cross_entropy, surrogate_loss, surrogate_sgd
+
+__all__ = [
+    "Beliefs",
+    "Committee",
+    "Examples",
+    "FocusingBP",
+    "FocusingHistory",
+    "Learned",
+    "LocalEntropyCurve",
+    "NoiseRobustness",
+    "Protocol",
+    "belief_propagation",
+    "binarize",
+    "cross_entropy",
+    "entropic_lal",
+    "focusing_bp",
+    "least_action",
+    "least_action_learning",
+    "local_entropy_curve",
+    "noise_robustness",
+    "pseudo_reinforcement",
+    "random_patterns",
+    "replicated_lal",
+    "scoping",
+    "shuffle_pixels",
+    "surrogate_loss",
+    "surrogate_sgd",
+    "teacher_student",
+    "two_classes",
+]

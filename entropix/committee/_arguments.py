@@ -5,11 +5,11 @@ from typing import Any, get_args
 import jax.numpy as jnp
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._noise import check_key
-from entropix._validation import check_integer, check_number
+from entropix._checks import check_integer, check_number
+from entropix._keys import check_key
 from entropix.committee._fixed_point import Stop
 from entropix.committee._messages import Node, Problem
-from entropix.committee.model import Committee, check_examples
+from entropix.committee._model import Committee, check_examples
 
 # Messages computed at a time by default: few enough for a CPU's cache, enough to fill a GPU.
 _MESSAGES = 2**20

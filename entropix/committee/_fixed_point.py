@@ -14,7 +14,7 @@ from entropix.committee._messages import (
     moments,
     sweep,
 )
-from entropix.committee.model import Committee
+from entropix.committee._model import Committee
 
 # Halvings of the bracket of the norm's multiplier.
 _HALVINGS = 60

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from entropix.committee import _nodes
+from entropix.committee._model import Committee
 from entropix.committee._normal import log_cdf
-from entropix.committee.model import Committee
 
 Node = Literal["gaussian", "relaxed", "exact"]
 # The least precision a real weight is seen with; messages of sign units may have negative ones.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropix.committee._model import Output
 from entropix.committee._normal import log_cdf
-from entropix.committee.model import Output
 
 # Beyond it a sign is certain to all purposes: its log odds are 60.
 CLIP = 30.0

@@ -1,42 +1,54 @@
 """Estimators of how wide a minimum is; each answers with a NamedTuple and its error bar."""
 
-from entropix.flatness._estimate import Estimate as Estimate
-from entropix.flatness.eigenvalues import Eigenvalues as Eigenvalues
-from entropix.flatness.eigenvalues import operator_eigenvalues as operator_eigenvalues
-from entropix.flatness.eigenvalues import top_eigenvalues as top_eigenvalues
-from entropix.flatness.gradient_noise import GradientNoise as GradientNoise
-from entropix.flatness.gradient_noise import LayerTemperature as LayerTemperature
-from entropix.flatness.gradient_noise import gradient_noise as gradient_noise
-from entropix.flatness.gradient_noise import layer_temperature as layer_temperature
-from entropix.flatness.hessian import exact_hessian as exact_hessian
-from entropix.flatness.hessian import gauss_newton_operator as gauss_newton_operator
-from entropix.flatness.hessian import hessian_operator as hessian_operator
-from entropix.flatness.lanczos import Lanczos as Lanczos
-from entropix.flatness.lanczos import lanczos as lanczos
-from entropix.flatness.local_energy import LocalEnergy as LocalEnergy
-from entropix.flatness.local_energy import local_energy as local_energy
-from entropix.flatness.local_entropy import LocalEntropy as LocalEntropy
-from entropix.flatness.local_entropy import local_entropy as local_entropy
-from entropix.flatness.probability_current import CurrentField as CurrentField
-from entropix.flatness.probability_current import ProbabilityCurrent as ProbabilityCurrent
-from entropix.flatness.probability_current import current_field as current_field
-from entropix.flatness.probability_current import probability_current as probability_current
-from entropix.flatness.probability_current import rotating_double_well as rotating_double_well
-from entropix.flatness.sharpness import Sharpness as Sharpness
-from entropix.flatness.sharpness import sam_sharpness as sam_sharpness
-from entropix.flatness.slices import Barrier as Barrier
-from entropix.flatness.slices import filter_normalized_direction as filter_normalized_direction
-from entropix.flatness.slices import linear_barrier as linear_barrier
-from entropix.flatness.slices import loss_slice as loss_slice
-from entropix.flatness.spectrum import Spectrum as Spectrum
-from entropix.flatness.spectrum import hessian_spectrum as hessian_spectrum
-from entropix.flatness.spectrum import operator_spectrum as operator_spectrum
-from entropix.flatness.traces import operator_trace as operator_trace
-from entropix.flatness.traces import trace as trace
-from entropix.flatness.trajectory import Autocorrelation as Autocorrelation
-from entropix.flatness.trajectory import Periodogram as Periodogram
-from entropix.flatness.trajectory import PrincipalComponents as PrincipalComponents
-from entropix.flatness.trajectory import autocorrelation as autocorrelation
-from entropix.flatness.trajectory import pca_projection as pca_projection
-from entropix.flatness.trajectory import periodogram as periodogram
-from entropix.flatness.trajectory import random_projection as random_projection
+from entropix.flatness._eigenvalues import Eigenvalues, operator_eigenvalues, top_eigenvalues
+from entropix.flatness._estimate import Estimate
+from entropix.flatness._gradient_noise import (
+    GradientNoise,
+    LayerTemperature,
+    gradient_noise,
+    layer_temperature,
+)
+from entropix.flatness._hessian import exact_hessian, gauss_newton_operator, hessian_operator
+from entropix.flatness._lanczos import Lanczos, lanczos
+from entropix.flatness._local_energy import LocalEnergy, local_energy
+from entropix.flatness._local_entropy import LocalEntropy, local_entropy
+from entropix.flatness._sharpness import Sharpness, sam_sharpness
+from entropix.flatness._slices import (
+    Barrier,
+    filter_normalized_direction,
+    linear_barrier,
+    loss_slice,
+)
+from entropix.flatness._spectrum import Spectrum, hessian_spectrum, operator_spectrum
+from entropix.flatness._traces import operator_trace, trace
+
+__all__ = [
+    "Barrier",
+    "Eigenvalues",
+    "Estimate",
+    "GradientNoise",
+    "Lanczos",
+    "LayerTemperature",
+    "LocalEnergy",
+    "LocalEntropy",
+    "Sharpness",
+    "Spectrum",
+    "exact_hessian",
+    "filter_normalized_direction",
+    "gauss_newton_operator",
+    "gradient_noise",
+    "hessian_operator",
+    "hessian_spectrum",
+    "lanczos",
+    "layer_temperature",
+    "linear_barrier",
+    "local_energy",
+    "local_entropy",
+    "loss_slice",
+    "operator_eigenvalues",
+    "operator_spectrum",
+    "operator_trace",
+    "sam_sharpness",
+    "top_eigenvalues",
+    "trace",
+]

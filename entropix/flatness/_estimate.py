@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix._noise import check_key, fresh_key
-from entropix._validation import check_integer
+from entropix._checks import check_integer
+from entropix._keys import check_key, fresh_key
 
 
 class Estimate(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from entropix._validation import check_float_leaves, check_integer
+from entropix._checks import check_float_leaves, check_integer
 from entropix.flatness._chunks import num_examples
 
 

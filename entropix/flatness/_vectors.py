@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._validation import check_float_leaves
+from entropix._checks import check_float_leaves
 
 MatVec: TypeAlias = Callable[[Any], Any]
 

@@ -10,9 +10,9 @@ from scipy.special import log_ndtr, logsumexp
 from scipy.stats import multivariate_normal
 
 from entropix.committee import Committee, belief_propagation, random_patterns
+from entropix.committee._bp import _belief_propagation
 from entropix.committee._fixed_point import Stop
 from entropix.committee._messages import Problem
-from entropix.committee.bp import _belief_propagation
 from tests.committee.exhaustive import counted
 
 PERCEPTRON = Committee(21)

@@ -14,7 +14,7 @@ from entropix.committee import (
     random_patterns,
     scoping,
 )
-from entropix.committee.focusing_bp import self_interaction, through_coupling
+from entropix.committee._focusing_bp import self_interaction, through_coupling
 from tests.committee.exhaustive import solutions
 
 INF = float("inf")

@@ -10,7 +10,7 @@ import pytest
 from entropix.flatness import gradient_noise, layer_temperature
 
 # The package's attribute of this name is the function.
-from entropix.flatness.gradient_noise import _gradient_noise
+from entropix.flatness._gradient_noise import _gradient_noise
 
 HIDDEN = 4
 

@@ -9,7 +9,7 @@ from entropix.flatness import _chains, local_entropy
 from entropix.flatness._ladder import ladder
 
 # The package's attribute of this name is the function.
-from entropix.flatness.local_entropy import _local_entropy
+from entropix.flatness._local_entropy import _local_entropy
 
 NO_DATA = jnp.zeros(1)
 GAMMAS = np.array([2.0, 0.2])

@@ -1,0 +1,346 @@
+"""Focusing belief propagation: message passing that seeks the densest regions of solutions."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropix._checks import check_number
+from entropix._keys import check_key, fresh_key
+from entropix.committee._arguments import message_passing, stop_when
+from entropix.committee._fixed_point import (
+    FixedPoint,
+    Prior,
+    Stop,
+    external,
+    iterate,
+    norm_multiplier,
+    normalized,
+    start,
+)
+from entropix.committee._messages import Node, Normal, Problem, no_messages
+from entropix.committee._model import Committee
+
+
+class Protocol(NamedTuple):
+    """Stages of `focusing_bp`.
+
+    Attributes:
+      gamma: coupling of each replica to the centre, at least 0, may be infinite. # shape=(T,)
+      replicas: y, at least 1, not necessarily an integer, may be infinite. # shape=(T,)
+    """
+
+    gamma: jax.Array
+    replicas: jax.Array
+
+
+def scoping(gamma: Any, replicas: float = float("inf")) -> Protocol:
+    """Grows the coupling at a fixed number of replicas.
+
+    Args:
+      gamma: rising couplings. # shape=(T,)
+      replicas: y, at least 1. Default infinite, where the replicas have the least entropy of their
+        own to lose and only the density around the centre counts.
+
+    Returns:
+      `Protocol`.
+
+    Raises:
+      TypeError: ``gamma`` or ``replicas`` is not of numbers.
+      ValueError: a number is out of its range.
+
+    Examples:
+      >>> scoping([0.5, 1.0], 5.0).replicas.tolist()
+      [5.0, 5.0]
+    """
+    couplings = jnp.asarray(gamma, jnp.result_type(float))
+    if couplings.ndim != 1 or not bool(jnp.all(couplings >= 0)):
+        raise ValueError(f"gamma must have shape (T,) and be at least 0, got {gamma}")
+    if not isinstance(replicas, (int, float)) or not replicas >= 1:
+        raise ValueError(f"replicas must be a number of at least 1, got {replicas!r}")
+    return Protocol(couplings, jnp.full_like(couplings, replicas))
+
+
+def pseudo_reinforcement(rate: Any, exponent: float = 0.5) -> Protocol:
+    r"""Grows coupling and number of replicas together.
+
+    .. math:: \tanh \gamma = \rho^x, \qquad y = 1 + \frac{\rho^{1 - 2x}}{1 - \rho}
+
+    Args:
+      rate: rho, rising from 0 towards 1, which is excluded. # shape=(T,)
+      exponent: x, from 0, where the coupling is infinite and this is the reinforcement of belief
+        propagation with :math:`y = 1 / (1 - \rho)`, to 1/2. Default 1/2.
+
+    Returns:
+      `Protocol`.
+
+    Raises:
+      TypeError: ``exponent`` is not a number.
+      ValueError: a number is out of its range.
+
+    Examples:
+      >>> protocol = pseudo_reinforcement([0.0, 0.5])
+      >>> [f"{gamma:.3f} {y:.0f}" for gamma, y in zip(*protocol)]
+      ['0.000 2', '0.881 3']
+    """
+    check_number("exponent", exponent, at_least=0)
+    if exponent > 0.5:
+        raise ValueError(f"exponent must be at most 0.5, got {exponent}")
+    rho = jnp.asarray(rate, jnp.result_type(float))
+    if rho.ndim != 1 or not bool(jnp.all((rho >= 0) & (rho < 1))):
+        raise ValueError(f"rate must have shape (T,) and be at least 0 and below 1, got {rate}")
+    return Protocol(jnp.arctanh(rho**exponent), 1 + rho ** (1 - 2 * exponent) / (1 - rho))
+
+
+class FocusingHistory(NamedTuple):
+    """What happened at each stage; -1 or nan at stages that were not needed.
+
+    Attributes:
+      gamma: coupling. # shape=(T,)
+      replicas: y. # shape=(T,)
+      errors: misclassified patterns at the end of the stage. # shape=(T,), dtype=int32
+      steps: sweeps made. # shape=(T,), dtype=int32
+      residual: as of `belief_propagation`. # shape=(T,)
+    """
+
+    gamma: jax.Array
+    replicas: jax.Array
+    errors: jax.Array
+    steps: jax.Array
+    residual: jax.Array
+
+
+class FocusingBP(NamedTuple):
+    """Answer of `focusing_bp`.
+
+    Attributes:
+      weights: signs of the mean of a replica, or that mean at norm sqrt(n) for each unit.
+        # shape=(K, n)
+      errors: patterns they misclassify. # shape=(), dtype=int32
+      solved: whether there are none. # shape=(), dtype=bool
+      stages: stages of the protocol that were run. # shape=(), dtype=int32
+      mean: of each weight of a replica in the last stage. # shape=(K, n)
+      history: `FocusingHistory`.
+    """
+
+    weights: jax.Array
+    errors: jax.Array
+    solved: jax.Array
+    stages: jax.Array
+    mean: jax.Array
+    history: FocusingHistory
+
+
+def focusing_bp(
+    model: Committee,
+    patterns: jax.Array,
+    labels: jax.Array,
+    protocol: Protocol,
+    key: jax.Array | int,
+    *,
+    noise: float | jax.Array = 0.1,
+    node: Node = "gaussian",
+    damping: float | jax.Array = 0.5,
+    max_steps: int | jax.Array = 20,
+    tolerance: float | jax.Array = 1e-3,
+    batch_size: int | None = None,
+    stop_when_solved: bool = True,
+) -> FocusingBP:
+    r"""Finds a solution with many others around it.
+
+    Belief propagation on y identical replicas that are attracted to a common centre, written for
+    one of them: the others act back on it through the centre as a field of its own. With
+    :math:`h_i` what the patterns say of a binary weight,
+
+    .. math:: c_i = \tanh^{-1}(\tanh h_i \tanh \gamma), \qquad
+       H_i = h_i + \tanh^{-1}\big(\tanh((y - 1) c_i) \tanh \gamma\big)
+
+    and likewise for spherical weights, where replicas and centre each keep their norm. The coupling
+    grows stage by stage; a stage need not converge. Stops after the first stage at whose end the
+    signs (the directions) of a replica's means make no error.
+
+    Args:
+      model: the network.
+      patterns: x, as for `belief_propagation`. # shape=(M, N)
+      labels: sigma, each +1 or -1. # shape=(M,)
+      protocol: stages, such as `scoping` and `pseudo_reinforcement` make. For spherical weights all
+        gamma must be finite.
+      key: an integer seed or a key of ``jax.random.key``, of the fields that the weights start
+        from; it breaks the symmetry of units that share their inputs.
+      noise: standard deviation of those fields. Default 0.1.
+      node: as of `belief_propagation`. ``"relaxed"`` runs away now and then where ``"gaussian"``
+        does not, above all with shared inputs.
+      damping: as of `belief_propagation`.
+      max_steps: sweeps at most for each stage. Default 20.
+      tolerance: of the residual; a stage ends there. Default 1e-3.
+      batch_size: as of `belief_propagation`.
+      stop_when_solved: False runs all stages, towards ever denser regions. Default True.
+
+    Returns:
+      `FocusingBP`.
+
+    Raises:
+      TypeError: a number is of the wrong type.
+      ValueError: a number is out of its range; a shape does not fit; a label, or a pattern of
+        binary weights, is not of +-1; the coupling of spherical weights is infinite.
+
+    Examples:
+      >>> from entropix.committee import Committee, random_patterns, scoping
+      >>> model = Committee(201)
+      >>> examples = random_patterns(model, 0.4, 0)
+      >>> found = focusing_bp(model, *examples, scoping([0.2, 0.4, 0.6, 0.8, 1.0]), 1)
+      >>> bool(found.solved), int(model.errors(found.weights, *examples))
+      (True, 0)
+
+    Reference:
+      Baldassi et al., Unreasonable effectiveness of learning neural networks: from accessible
+      states and robust ensembles to basic algorithmic schemes, PNAS 113 (2016); for spherical
+      weights Baldassi, Pittorino and Zecchina, `Shaping the learning landscape in neural networks
+      around wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
+    """
+    problem, dtype, batch_size = message_passing(
+        model, patterns, labels, node=node, batch_size=batch_size
+    )
+    check_key(key)
+    check_number("noise", noise, at_least=0)
+    _check_protocol(model, protocol)
+    return _focusing_bp(
+        problem,
+        Protocol(*(jnp.asarray(stage, dtype) for stage in protocol)),
+        fresh_key(key),
+        jnp.asarray(noise, dtype),
+        stop_when(damping, max_steps, tolerance, dtype),
+        model=model,
+        node=node,
+        batch_size=batch_size,
+        stop_when_solved=stop_when_solved,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "node", "batch_size", "stop_when_solved"))
+def _focusing_bp(
+    problem: Problem,
+    protocol: Protocol,
+    key: jax.Array,
+    noise: jax.Array,
+    stop: Stop,
+    *,
+    model: Committee,
+    node: Node,
+    batch_size: int,
+    stop_when_solved: bool,
+) -> FocusingBP:
+    """The compiled part of `focusing_bp`."""
+    dtype = noise.dtype
+    stages = protocol.gamma.shape[0]
+
+    def goes_on(carry: tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory]) -> jax.Array:
+        stage, _, errors, _ = carry
+        return (stage < stages) & ((errors != 0) | (not stop_when_solved))
+
+    def run(
+        carry: tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory],
+    ) -> tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory]:
+        stage, begin, _, history = carry
+        gamma, replicas = protocol.gamma[stage], protocol.replicas[stage]
+        begin = begin._replace(
+            steps=jnp.zeros_like(begin.steps), residual=jnp.full_like(begin.residual, jnp.inf)
+        )
+        prior = self_interaction(gamma, replicas)
+        end = iterate(model, node, problem, prior, begin, stop, batch_size)
+        errors = model.errors(model.normalize(end.mean), problem.patterns, problem.labels)
+        now = FocusingHistory(gamma, replicas, errors, end.steps, end.residual)
+        history = jax.tree.map(lambda rows, row: rows.at[stage].set(row), history, now)
+        return stage + 1, end, errors, history
+
+    messages = no_messages(model, problem.labels.shape[0], dtype)
+    begin = start(external(noise * jax.random.normal(key, model.shape, dtype)), messages)
+    nothing, unknown = jnp.full(stages, -1, jnp.int32), jnp.full(stages, jnp.nan, dtype)
+    history = FocusingHistory(unknown, unknown, nothing, nothing, unknown)
+    zero = jnp.zeros([], jnp.int32)
+    stage, end, errors, history = jax.lax.while_loop(goes_on, run, (zero, begin, zero - 1, history))
+    return FocusingBP(
+        weights=model.normalize(end.mean),
+        errors=errors,
+        solved=errors == 0,
+        stages=stage,
+        mean=end.mean,
+        history=history,
+    )
+
+
+def self_interaction(gamma: jax.Array, replicas: jax.Array) -> Prior:
+    """What y - 1 other replicas in the same state do to a replica through the centre.
+
+    Args:
+      gamma: coupling. # shape=()
+      replicas: y. # shape=()
+    """
+
+    def prior(sums: Any, multiplier: jax.Array) -> tuple[Any, jax.Array]:
+        if isinstance(sums, Normal):
+            return normalized(_spherical_interaction(sums, multiplier, gamma, replicas))
+        centre = through_coupling(sums, gamma)
+        others = jnp.where(centre == 0, 0, (replicas - 1) * centre)
+        # One replica has no others, whatever the field; nor is an infinite one multiplied by 0.
+        others = jnp.where(replicas == 1, 0, others)
+        return sums + through_coupling(others, gamma), multiplier
+
+    return prior
+
+
+def through_coupling(field: jax.Array, gamma: jax.Array) -> jax.Array:
+    r"""Field that one sign exerts on another: :math:`\tanh^{-1}(\tanh h \tanh \gamma)`.
+
+    Written so that either may be infinite.
+
+    Args:
+      field: h, on the first sign.
+      gamma: coupling of the two, at least 0. # shape=()
+
+    Returns:
+      Of the shape of ``field``.
+    """
+    size = jnp.abs(field)
+    apart = jnp.where(jnp.isinf(gamma), jnp.inf, jnp.abs(size - gamma))
+    rounding = jnp.log1p(jnp.exp(-2 * (size + gamma))) - jnp.log1p(jnp.exp(-2 * apart))
+    return jnp.sign(field) * (jnp.minimum(size, gamma) + rounding / 2)
+
+
+def _spherical_interaction(
+    sums: Normal, multiplier: jax.Array, gamma: jax.Array, replicas: jax.Array
+) -> Normal:
+    """The patterns' messages and the centre's, for weights and centre on their spheres.
+
+    A replica's own precision is what the patterns and the multiplier of the sweep before give.
+    """
+    own = multiplier + sums.precision
+    # Infinitely many replicas hold the centre where it is: only its direction is left to find.
+    held = jnp.isinf(replicas)
+    others = jnp.where(held, 1, replicas - 1)
+    precision = -others * gamma**2 / own
+    field = others * gamma * sums.field / own
+    fluctuation = jnp.where(held, 0, 1).astype(own.dtype)
+    precision = precision + norm_multiplier(precision, field, fluctuation)
+    narrowing = fluctuation * gamma**2 / precision
+    return Normal(sums.precision - narrowing, sums.field + gamma * field / precision)
+
+
+def _check_protocol(model: Committee, protocol: Protocol) -> None:
+    """Raises unless it has stages with couplings and replicas in their ranges; tracers pass."""
+    if any(isinstance(stage, jax.core.Tracer) for stage in protocol):
+        return
+    gamma, replicas = (np.asarray(stage) for stage in protocol)
+    if gamma.ndim != 1 or gamma.shape != replicas.shape or gamma.size == 0:
+        raise ValueError(
+            f"protocol must have gamma and replicas of one shape (T,), T > 0, "
+            f"got {gamma.shape} and {replicas.shape}"
+        )
+    if not np.all(gamma >= 0) or not np.all(replicas >= 1):
+        raise ValueError(f"protocol must have gamma >= 0 and replicas >= 1, got {protocol}")
+    if np.any(np.isinf(gamma) & np.isinf(replicas)):
+        raise ValueError("protocol must not have gamma and replicas infinite at the same stage")
+    if model.weights == "spherical" and np.any(np.isinf(gamma)):
+        raise ValueError("protocol must have finite gamma for spherical weights, got inf")

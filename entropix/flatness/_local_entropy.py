@@ -1,0 +1,370 @@
+"""Local entropy of a deep network: the free entropy of the weights around a point, measured."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from entropix._canary import warn_if_backend_is_faulty
+from entropix._checks import check_integer, check_number
+from entropix._keys import check_key, fresh_key
+from entropix.flatness import _chains
+from entropix.flatness._chunks import mean_over_chunks
+from entropix.flatness._ladder import ladder
+from entropix.flatness._problem import check_problem
+from entropix.flatness._vectors import vectors_like
+
+Loss = Callable[[Any, Any], jax.Array]
+
+# Roberts and Rosenthal's optimum for MALA; unadjusted, a step that Metropolis would nearly always
+# have accepted, for the bias falls with the share that it would have rejected.
+_TARGET_ACCEPTANCE = {"mala": 0.574, "langevin": 0.99}
+_CURVATURE_STEPS = 16
+
+
+class LocalEntropy(NamedTuple):
+    """Answer of `local_entropy`; S couplings asked for (no axis for a scalar), K nodes.
+
+    Attributes:
+      gamma: the couplings asked for. # shape=(S,)
+      value: F, in nats. # shape=(S,)
+      std_error: its standard error, of the chains. # shape=(S,)
+      quadrature_error: what the rule on every other node would have changed: a cautious bound on
+        the error of the integral over gamma, chains' noise included. # shape=(S,)
+      gradient: of -F at the smallest gamma, gamma (x - <x'>); a pytree like the parameters.
+      gradient_std_error: its standard error; a pytree like the parameters.
+      node_gamma: couplings at which chains ran, descending to the smallest asked. # shape=(K,)
+      mean_squared_displacement: <|x - x'|^2> at each node. # shape=(K,)
+      displacement_std_error: its standard error. # shape=(K,)
+      acceptance: mean probability that Metropolis accepts; with ``method="langevin"`` would
+        accept. # shape=(K,)
+      effective_samples: independent samples of |x - x'|^2 that the chains are worth. # shape=(K,)
+      r_hat: Gelman and Rubin's ratio of |x - x'|^2, 1 if the chains agree. # shape=(K,)
+      virial_z: how many standard errors the chains are from gamma <|x - x'|^2> + beta <grad f .
+        (x' - x)> = d, which holds in equilibrium. # shape=(K,)
+      log_volume: -beta f(x), the limit of F at large gamma. # shape=()
+    """
+
+    gamma: jax.Array
+    value: jax.Array
+    std_error: jax.Array
+    quadrature_error: jax.Array
+    gradient: Any
+    gradient_std_error: Any
+    node_gamma: jax.Array
+    mean_squared_displacement: jax.Array
+    displacement_std_error: jax.Array
+    acceptance: jax.Array
+    effective_samples: jax.Array
+    r_hat: jax.Array
+    virial_z: jax.Array
+    log_volume: jax.Array
+
+    def diagnosis(self) -> str:
+        """What is wrong with the chains, a line for each node at fault; empty if nothing is."""
+        faults = {
+            "acceptance below 0.1": self.acceptance < 0.1,
+            "fewer than 50 effective samples": self.effective_samples < 50,
+            "r_hat above 1.1": self.r_hat > 1.1,
+            "virial off by over 5 standard errors": jnp.abs(self.virial_z) > 5,
+        }
+        lines = []
+        for k, gamma in enumerate(np.asarray(self.node_gamma)):
+            found = [name for name, at_fault in faults.items() if bool(at_fault[k])]
+            if found:
+                lines.append(f"gamma = {gamma:.3g}: {', '.join(found)}")
+        return "\n".join(lines)
+
+
+def _curvature(
+    potential: _chains.Potential, dimension: int, key: jax.Array, gamma: jax.Array
+) -> jax.Array:
+    """The largest curvature of U met within the reach of the coupling, gamma at least.
+
+    A power iteration on differences of the gradient over a distance that shrinks from gamma^-1/2
+    by halves, and is never above kappa^-1/2: a loss may be flat at the centre and steep at reach
+    (a quartic), or flat at reach and steep at the centre (a narrow hole).
+    """
+    direction = jax.random.normal(key, (dimension,), gamma.dtype)
+
+    def refine(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[Any, None]:
+        kappa, direction = carry
+        reach = jnp.minimum(kappa**-0.5, gamma**-0.5 * 0.5 ** i.astype(gamma.dtype))
+        ends = jnp.stack([reach * direction, -reach * direction])
+        gradients = jax.vmap(potential)(ends)[1]
+        change = (gradients[0] - gradients[1]) / (2 * reach)
+        size = jnp.linalg.norm(change)
+        usable = jnp.isfinite(size) & (size > 0)
+        direction = jnp.where(usable, change / jnp.where(usable, size, 1), direction)
+        return (jnp.where(usable, jnp.maximum(kappa, size), kappa), direction), None
+
+    start = (gamma, direction / jnp.linalg.norm(direction))
+    (kappa, _), _ = jax.lax.scan(refine, start, jnp.arange(_CURVATURE_STEPS))
+    return kappa
+
+
+def _error_of_mean(batches: jax.Array) -> jax.Array:
+    """Standard error of the mean of (chains, batches) means."""
+    centred = batches - jnp.mean(batches)
+    neighbours = jnp.mean(centred[:, 1:] * centred[:, :-1])
+    return _chains.long_run_error(jnp.mean(centred**2), neighbours, batches.size)
+
+
+def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""E = d - gamma <|x - x'|^2>, its standard error, and the z-score of the virial identity.
+
+    In equilibrium E = beta <grad f . (x' - x)> too, and <beta grad f + gamma (x' - x)> = 0. So E
+    is the mean of the virial less any multiple of both identities' residuals: in flat directions
+    the virial alone has no noise, in stiff ones the residual takes it. The multiples are fitted to
+    the batch means, to minimise the variance of the long run; those of a chain are fitted to the
+    other chains, for a fit to its own data would bias the mean.
+    """
+    residual = -moments.excess - moments.virial
+    controls = jnp.stack([residual, moments.slope])
+    size = jnp.sqrt(jnp.mean(controls**2, (1, 2), keepdims=True))
+    controls = controls / jnp.where(size > 0, size, 1)
+    num_chains = len(residual)
+    ridge = jnp.sqrt(jnp.finfo(residual.dtype).eps)
+
+    def corrected(chain: jax.Array) -> jax.Array:
+        others = (chain + 1 + jnp.arange(num_chains - 1)) % num_chains
+        seen = controls[:, others].reshape(2, -1)
+        centred = seen - jnp.mean(seen, 1, keepdims=True)
+        # The ridge keeps rounding out of the fit where a residual is the same throughout.
+        gram = jnp.matmul(centred, centred.T, precision="highest") + ridge * jnp.eye(
+            2, dtype=seen.dtype
+        )
+        slopes = jnp.matmul(centred, moments.virial[others].ravel(), precision="highest")
+        fit = jnp.linalg.solve(gram, slopes)
+        return moments.virial[chain] - jnp.tensordot(fit, controls[:, chain], 1)
+
+    batches = jax.vmap(corrected)(jnp.arange(num_chains))
+    error = _error_of_mean(residual)
+    virial_z = jnp.mean(residual) / jnp.where(error > 0, error, 1)
+    return jnp.mean(batches), _error_of_mean(batches), virial_z
+
+
+def _mixing(moments: _chains.Moments) -> tuple[jax.Array, jax.Array]:
+    """Effective samples and r_hat of |x - x'|^2."""
+    excess, square = moments.excess, moments.excess_square
+    variance = jnp.mean(square) - jnp.mean(excess) ** 2
+    effective = variance / jnp.maximum(_error_of_mean(excess) ** 2, jnp.finfo(excess.dtype).tiny)
+    between = jnp.var(jnp.mean(excess, 1), ddof=1)
+    within = jnp.mean(jnp.mean(square, 1) - jnp.mean(excess, 1) ** 2)
+    return effective, jnp.sqrt(1 + between / jnp.where(within > 0, within, 1))
+
+
+def local_entropy(
+    loss: Loss,
+    params: Any,
+    data: Any,
+    key: jax.Array | int,
+    *,
+    gamma: Any,
+    beta: float | jax.Array = 1.0,
+    method: Literal["mala", "langevin"] = "mala",
+    num_nodes: int = 16,
+    num_steps: int = 512,
+    num_burn_in: int = 256,
+    num_chains: int = 4,
+    modes: tuple[jax.Array, Any] | None = None,
+    batch_size: int | None = None,
+) -> LocalEntropy:
+    r"""Measures the free entropy of the weights around a point, by thermodynamic integration.
+
+    .. math:: F(x, \gamma) = \log \int \Big( \frac{\gamma}{2 \pi} \Big)^{d/2}
+        e^{-\beta f(x') - \frac{\gamma}{2} |x - x'|^2} \, dx'
+
+    the papers' local entropy relative to that of a flat loss, d parameters in all: the papers' is
+    :math:`F + \frac d2 \log \frac{2 \pi}{\gamma}`. It goes to :math:`-\beta f(x)` as gamma grows,
+    is higher the wider the minimum, and is for :math:`\beta f = c + g \cdot (x' - x)
+    + \frac12 (x' - x)^T H (x' - x)`
+
+    .. math:: F = -c - \tfrac12 \log\det(I + H / \gamma) + \tfrac12 g^T (\gamma I + H)^{-1} g
+
+    From :math:`dF / d\log\gamma = \frac12 (d - \gamma \langle |x - x'|^2 \rangle)`, which chains
+    measure at ``num_nodes`` couplings, a substitution that includes infinity gives F at any number
+    of gammas (`entropix.flatness._ladder`). The chains walk down from the largest coupling to the
+    smallest, each node starting where the last ended, so F is of the basin around x while there
+    are barriers that no chain crosses: `LocalEntropy.diagnosis` says where they disagree or have
+    not settled. The steps (`entropix.flatness._chains`) are exact for a flat loss in any dimension.
+
+    Cost: 2 num_chains num_nodes (num_steps + num_burn_in) passes over the data, forward and back;
+    memory: about 8 num_chains copies of the parameters, and those of a batch's gradient.
+
+    Args:
+      loss: f(params, batch), the mean over the batch; a scalar, deterministic.
+      params: x, a pytree of floating-point arrays; it need not be a minimum.
+      data: a pytree of arrays with one leading example axis.
+      key: an integer seed or a key of ``jax.random.key``.
+      gamma: coupling, in units of 1 / parameter^2, a number or a vector of S of them. Above 0.
+        Chains' results are shared, and dominated in cost by the smallest.
+      beta: inverse temperature that multiplies f: 1 (the default) as in the papers; the number of
+        training examples for the posterior of a mean negative log-likelihood.
+      method: "mala" (the default), exact at equilibrium; or "langevin", which accepts every
+        proposal and is biased by its finite step.
+      num_nodes: K, even and at least 4. Default 16.
+      num_steps: recorded steps of a chain at each node, cut to a multiple of 8. Default 512.
+      num_burn_in: steps before them, which also set the step size. At least 2, default 256.
+      num_chains: chains run together at each node. At least 2, default 4.
+      modes: eigenvalues (k,) of the Hessian of f, and its orthonormal eigenvectors as a pytree like
+        ``params`` with a leading axis k. They precondition the chains, which else need of the
+        order of (largest curvature / gamma) steps to forget. Default: none.
+      batch_size: examples looked at together. Default: all.
+
+    Returns:
+      A `LocalEntropy`.
+
+    Raises:
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
+        its leaves differ in length, or ``params`` is not finite.
+
+    Examples:
+      On a quadratic with curvatures 1 and 9, gamma = 1, F is -log(2 * 10) / 2 = -1.498:
+
+      >>> import jax.numpy as jnp
+      >>> from entropix.flatness import local_entropy
+      >>> f = lambda w, batch: jnp.sum(jnp.array([0.5, 4.5]) * w**2)
+      >>> found = local_entropy(f, jnp.zeros(2), jnp.zeros(1), 0, gamma=1.0)
+      >>> bool(abs(found.value + 1.498) < 4 * found.std_error + found.quadrature_error)
+      True
+      >>> found.diagnosis()
+      ''
+
+    Reference:
+      Chaudhari et al., `Entropy-SGD: biasing gradient descent into wide valleys
+      <https://arxiv.org/abs/1611.01838>`_, ICLR 2017, eq. (4). Mira, Solgi and Imparato, Zero
+      variance Markov chain Monte Carlo for Bayesian estimators, Statistics and Computing 23, 2013.
+    """
+    warn_if_backend_is_faulty()
+    check_problem(loss, params, data, batch_size)
+    check_key(key)
+    check_number("gamma", gamma, above=0)
+    if jnp.ndim(gamma) > 1 or jnp.size(gamma) == 0:
+        raise ValueError(f"gamma must be a number or a vector, got shape {jnp.shape(gamma)}")
+    check_number("beta", beta, above=0)
+    if method not in _TARGET_ACCEPTANCE:
+        raise ValueError(f"method must be 'mala' or 'langevin', got {method!r}")
+    check_integer("num_nodes", num_nodes, at_least=4)
+    if num_nodes % 2:
+        raise ValueError(f"num_nodes must be even, got {num_nodes}")
+    check_integer("num_steps", num_steps, at_least=_chains.BATCHES_PER_CHAIN)
+    check_integer("num_burn_in", num_burn_in, at_least=2)
+    check_integer("num_chains", num_chains, at_least=2)
+    _check_modes(modes, params)
+    return _local_entropy(
+        loss, params, data, fresh_key(key), gamma, beta, modes,
+        method, num_nodes, num_steps, num_burn_in, num_chains, batch_size,
+    )  # fmt: skip
+
+
+def _check_modes(modes: tuple[jax.Array, Any] | None, params: Any) -> None:
+    """Raises unless the eigenvectors are as many as the eigenvalues and shaped like the params."""
+    if modes is None:
+        return
+    eigenvalues, eigenvectors = modes
+    found = jax.tree.map(jnp.shape, eigenvectors)
+    expected = jax.tree.map(lambda leaf: (len(eigenvalues), *jnp.shape(leaf)), params)
+    if found != expected:
+        raise ValueError(f"modes must hold eigenvectors of shapes {expected}, got {found}")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11, 12))
+def _local_entropy(
+    loss: Loss,
+    params: Any,
+    data: Any,
+    key: jax.Array,
+    gamma: Any,
+    beta: Any,
+    modes: tuple[jax.Array, Any] | None,
+    method: str,
+    num_nodes: int,
+    num_steps: int,
+    num_burn_in: int,
+    num_chains: int,
+    batch_size: int | None,
+) -> LocalEntropy:
+    space = vectors_like(params)
+    center, dimension, dtype = space.flatten(params), space.size, space.dtype
+    gamma, beta = jnp.asarray(gamma, dtype), jnp.asarray(beta, dtype)
+    adjusted = method == "mala"
+
+    def potential(displacement: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def mean_loss(displacement: jax.Array, batch: Any) -> jax.Array:
+            return loss(space.unflatten(center + displacement), batch).astype(dtype)
+
+        energy, gradient = mean_over_chunks(
+            lambda batch: jax.value_and_grad(mean_loss)(displacement, batch), data, batch_size
+        )
+        return beta * energy, beta * gradient
+
+    stiffness = jnp.zeros(0, dtype)
+    vectors = jnp.zeros((0, dimension), dtype)
+    if modes is not None:
+        stiffness = beta * jnp.maximum(modes[0].astype(dtype), 0)
+        vectors = jax.vmap(space.flatten)(modes[1])
+
+    curvature_key, start_key, chain_key = jax.random.split(key, 3)
+    at_center, slope = potential(jnp.zeros_like(center))
+    slope_size = jnp.linalg.norm(slope)
+    direction = slope / jnp.where(slope_size > 0, slope_size, 1)
+    kappa = _curvature(potential, dimension, curvature_key, jnp.min(gamma))
+    rungs, weights, coarse_weights = ladder(jnp.atleast_1d(gamma), kappa, num_nodes)
+
+    def place(displacement: jax.Array) -> _chains.Chain:
+        return _chains.Chain(displacement, *jax.vmap(potential)(displacement))
+
+    def descend(carry: Any, rung: tuple[jax.Array, jax.Array]) -> Any:
+        """One node: the chains come from a tighter coupling, loosen, settle and are measured."""
+        displacement, step_size, above, _ = carry
+        gamma, key = rung
+        gaussian = _chains.Gaussian(gamma, stiffness, vectors)
+        burn_key, sample_key = jax.random.split(key)
+        chains = place(jax.vmap(lambda d: gaussian.power(-0.5, above.power(0.5, d)))(displacement))
+        chains, step_size = _chains.burn_in(
+            chains, burn_key, potential, gaussian, step_size, adjusted, num_burn_in,
+            _TARGET_ACCEPTANCE[method],
+        )  # fmt: skip
+        chains, moments, gradient = _chains.sample(
+            chains, sample_key, potential, gaussian, step_size, adjusted, num_steps, direction
+        )
+        return (chains.displacement, step_size, gaussian, gradient), moments
+
+    start = jax.random.normal(start_key, (num_chains, dimension), dtype)
+    white = _chains.Gaussian(jnp.ones_like(kappa), jnp.zeros_like(stiffness), vectors)
+    carry = (
+        start,
+        jnp.ones_like(start[:, 0]),
+        white,
+        (jnp.zeros_like(center), jnp.zeros_like(center)),
+    )
+    keys = jax.random.split(chain_key, num_nodes)
+    (*_, (gradient, gradient_error)), moments = jax.lax.scan(descend, carry, (rungs, keys))
+
+    excess, excess_error, virial_z = jax.vmap(_excess)(moments)
+    effective, r_hat = jax.vmap(_mixing)(moments)
+    correction = jnp.matmul(weights, excess, precision="highest") / 2
+    coarse = jnp.matmul(coarse_weights, excess, precision="highest") / 2
+    error = jnp.sqrt(jnp.matmul(weights**2, excess_error**2, precision="highest")) / 2
+    shape = jnp.shape(gamma)
+    return LocalEntropy(
+        gamma=gamma,
+        value=(-at_center - correction).reshape(shape),
+        std_error=error.reshape(shape),
+        quadrature_error=jnp.abs(correction - coarse).reshape(shape),
+        gradient=space.unflatten(gradient),
+        gradient_std_error=space.unflatten(gradient_error),
+        node_gamma=rungs,
+        mean_squared_displacement=(dimension - excess) / rungs,
+        displacement_std_error=excess_error / rungs,
+        acceptance=jnp.mean(moments.acceptance, (1, 2)),
+        effective_samples=effective,
+        r_hat=r_hat,
+        virial_z=virial_z,
+        log_volume=-at_center,
+    )

@@ -1,0 +1,158 @@
+"""Parle: replicas of Entropy-SGD that meet once per outer step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from entropix._checks import check_number
+from entropix.transforms._entropy_descent import entropy_descent
+from entropix.transforms._entropy_sgd import inner_sgd
+from entropix.transforms._langevin import at
+from entropix.transforms._replica_axes import replica_axes
+
+
+class CoupleAveragesState(NamedTuple):
+    """State of the coupling of `parle`'s outer step.
+
+    Attributes:
+      step: number t of outer steps made. # shape=(), dtype=int32
+    """
+
+    step: jax.Array
+
+
+def _couple_averages(
+    rho: optax.ScalarOrSchedule, axis: int | None, axis_name: str | tuple[str, ...] | None
+) -> optax.GradientTransformation:
+    """Adds rho (x - r) to the direction x - mu, with r the mean of mu over the replicas."""
+    check_number("rho", rho, at_least=0)
+    replicas = replica_axes(axis, axis_name)
+
+    def init_fn(params: optax.Params) -> CoupleAveragesState:
+        replicas.check_stack(params, at_least=1)
+        return CoupleAveragesState(step=jnp.zeros([], jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates, state: CoupleAveragesState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, CoupleAveragesState]:
+        replicas.check_stack(params, at_least=1)
+        replicas.check_names(at_least=1)
+        mu = jax.tree.map(lambda x, d: x - d.astype(x.dtype), params, updates)
+        r = jax.lax.optimization_barrier(replicas.mean(mu))
+        strength = at(rho, state.step)
+        updates = jax.tree.map(
+            lambda d, x, c: d + jnp.asarray(strength, d.dtype) * (x - c).astype(d.dtype),
+            updates, params, r,
+        )  # fmt: skip
+        return updates, CoupleAveragesState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def parle(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    gamma: optax.ScalarOrSchedule,
+    rho: optax.ScalarOrSchedule,
+    inner_learning_rate: optax.ScalarOrSchedule = 0.1,
+    inner_steps: int = 25,
+    noise: optax.ScalarOrSchedule = 0.0,
+    ema_decay: optax.ScalarOrSchedule = 0.75,
+    momentum: float | None = 0.9,
+    inner_momentum: float | None = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    debias: bool = False,
+    reset_inner: bool = False,
+    opaque: bool = False,
+    key: jax.Array | int = 0,
+    accumulator_dtype: Any = None,
+    axis: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Parle: y replicas of Entropy-SGD whose outer steps pull them towards each other.
+
+    `entropy_descent` with the inner loop of `entropy_sgd`, which gives each replica its own running
+    average :math:`\mu^a`, and then
+
+    .. math:: r &= \frac{1}{y} \sum_a \mu^a \\ d^a &= (x^a - \mu^a) + \rho_t (x^a - r) \\
+              x^a &\leftarrow x^a - \eta \, \mathrm{momentum}(d^a)
+
+    Replicas meet once in L gradients, and nothing travels between devices otherwise. Evaluate at
+    the mean over the replicas of ``eval_params(opt_state, params)``. With rho = 0 and one replica
+    it is `entropy_sgd`.
+
+    `entropix.scoping.parle_schedules` has gamma and rho of the released code, whose other
+    settings are the defaults here but for the average: its last version takes the last iterate,
+    ``ema_decay=0``, an earlier one 0.75.
+
+    Args:
+      learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
+      gamma: coupling of x' to x, in units of 1 / parameter^2 (the inverse of the paper's gamma), a
+        number or a schedule of the outer step. At least 0.
+      rho: pull towards the other replicas relative to that towards the own average, without unit
+        (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0.
+      inner_learning_rate: eta', see `entropy_sgd`. Default 0.1.
+      inner_steps: L, gradients per outer step and between couplings. Default 25.
+      noise: see `entropy_sgd`. Default 0. Replicas under ``axis_name`` then need a key each, see
+        `langevin_noise`.
+      ema_decay: alpha, see `entropy_descent`. Default 0.75.
+      momentum: decay of the outer momentum, or None. Default 0.9.
+      inner_momentum: decay of the inner momentum, or None. Default 0.9.
+      nesterov: whether both momenta are Nesterov's. Default True.
+      weight_decay: lambda, inside the inner momentum. Default 0.
+      debias: see `entropy_descent`. Default False.
+      reset_inner: see `entropy_descent`. Default False: the inner momentum goes on.
+      opaque: see `entropy_descent`. Default False.
+      key: an integer seed or a key of ``jax.random.key``. Default 0.
+      accumulator_dtype: see `entropy_descent`.
+      axis: see `couple_replicas`; one replica is accepted.
+      axis_name: see `couple_replicas`; one replica is accepted.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
+
+    Raises:
+      TypeError: see `couple_replicas` and `entropy_descent`.
+      ValueError: see `couple_replicas` and `entropy_descent`.
+
+    Examples:
+      Two replicas with different minima meet between them:
+
+      >>> import jax, jax.numpy as jnp, optax, entropix
+      >>> data = jnp.array([1.0, 3.0])
+      >>> tx = entropix.parle(gamma=0.1, rho=1.0, inner_steps=5, momentum=None, axis=0)
+      >>> x = jnp.zeros(2)
+      >>> state = tx.init(x)
+      >>> step = jax.jit(tx.update)
+      >>> for _ in range(500):
+      ...     updates, state = step(0.1 * (x - data), state, x)
+      ...     x = optax.apply_updates(x, updates)
+      >>> print(f"{entropix.eval_params(state, x).mean():.3f}")
+      2.000
+
+    Reference:
+      Chaudhari et al., `Parle: parallelizing stochastic gradient descent
+      <https://arxiv.org/abs/1707.00424>`_, SysML 2018, and the released code.
+    """
+    check_number("learning_rate", learning_rate, at_least=0)
+    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
+    outer = optax.chain(
+        _couple_averages(rho, axis, axis_name),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+    )
+    return entropy_descent(
+        outer,
+        inner.optimizer,
+        inner_steps=inner_steps,
+        gamma=gamma,
+        noise_std=inner.noise_std,
+        ema_decay=ema_decay,
+        debias=debias,
+        reset_inner=reset_inner,
+        opaque=opaque,
+        key=key,
+        accumulator_dtype=accumulator_dtype,
+    )
