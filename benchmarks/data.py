@@ -43,7 +43,7 @@ class ImageData:
 
 
 def load(name: str, *, data_dir: Path | None = None, cache_dir: Path | None = None) -> ImageData:
-    """Loads an image set, standardised per channel by the training images.
+    """Loads an image set, standardized per channel by the training images.
 
     Args:
       name: ``digits``, or a TFDS set such as ``mnist``, ``fashion_mnist``, ``cifar10``.
@@ -55,10 +55,10 @@ def load(name: str, *, data_dir: Path | None = None, cache_dir: Path | None = No
         can be prepared here.
     """
     raw = digits() if name == "digits" else tfds_images(name, data_dir, cache_dir)
-    return standardised(raw)
+    return standardized(raw)
 
 
-def standardised(data: ImageData) -> ImageData:
+def standardized(data: ImageData) -> ImageData:
     """Images with zero mean and unit variance per channel over the training set."""
     axes = (0, 1, 2)
     # In one go these would be float64 copies of the whole set; a thousand images at a time are not.

@@ -14,7 +14,7 @@ from benchmarks.methods import (
     Course,
     Hyperparameters,
     Method,
-    centre,
+    center,
     entropy_sgd,
     falling,
     outer_steps,
@@ -111,7 +111,7 @@ def replicated_sam(
 def entropy_sgd_of_kernels(
     values: Hyperparameters, course: Course, key: jax.Array
 ) -> optax.GradientTransformation:
-    """Entropy-SGD on the kernels, and SGD on biases and normalisation."""
+    """Entropy-SGD on the kernels, and SGD on biases and normalization."""
     rest = optax.sgd(
         optax.cosine_decay_schedule(values["inner_learning_rate"], course.steps),
         momentum=values["inner_momentum"],
@@ -161,9 +161,9 @@ def grown_gamma(values: Hyperparameters, course: Course) -> optax.Schedule:
     return scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap)
 
 
-def anchor_centre(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+def anchor_center(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     """The mean of the replicas' anchors."""
-    return centre(opt_state, entropix.eval_params(opt_state, params))
+    return center(opt_state, entropix.eval_params(opt_state, params))
 
 
 def local_average(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
@@ -197,7 +197,7 @@ FAMILY: dict[str, Method] = {
         elastic_sgd,
         {**REPLICATED, "pull_cap": 0.5, "center_rate": 0.9},
         replicated=True,
-        weights=centre,
+        weights=center,
     ),
     "parle": Method(
         "Parle, evaluated at the mean of the replicas' anchors",
@@ -205,7 +205,7 @@ FAMILY: dict[str, Method] = {
         {"learning_rate": 1.0, "momentum": 0.0, "rho": 0.3, **ENTROPY_LOOP, "noise": 0.0},
         replicated=True,
         cycle="inner_steps",
-        weights=anchor_centre,
+        weights=anchor_center,
     ),
     "heat_sgd": Method(
         "HEAT of Deep Relaxation, evaluated at the anchor",
@@ -222,19 +222,19 @@ FAMILY: dict[str, Method] = {
         weights=entropix.eval_params,
     ),
     "replicated_adam": Method(
-        "Adam on coupled replicas, evaluated at the centre",
+        "Adam on coupled replicas, evaluated at the center",
         replicated_adam,
         {"learning_rate": 3e-3, "every": 1, "gamma_factor": 1e4, "pull_cap": 0.1},
         replicated=True,
-        weights=centre,
+        weights=center,
     ),
     "replicated_sam": Method(
-        "sharpness-aware minimisation on coupled replicas, evaluated at the centre",
+        "sharpness-aware minimization on coupled replicas, evaluated at the center",
         replicated_sam,
         {**REPLICATED, "every": 2, "rho": 0.05},
         replicated=True,
         cycle=2,
-        weights=centre,
+        weights=center,
     ),
     "partial_entropy_sgd": Method(
         "Entropy-SGD on the kernels and SGD on the rest, evaluated at the kernels' anchor",
@@ -244,11 +244,11 @@ FAMILY: dict[str, Method] = {
         weights=entropix.eval_params,
     ),
     "partial_replicated_sgd": Method(
-        "SGD on replicas coupled by their kernels alone, evaluated at the centre",
+        "SGD on replicas coupled by their kernels alone, evaluated at the center",
         replicated_sgd_by_kernels,
         REPLICATED,
         replicated=True,
-        weights=centre,
+        weights=center,
     ),
     "local_average": Method(
         f"SGD on the loss averaged over a cube (PLA), {SAMPLES + 1} gradients per step",

@@ -82,7 +82,7 @@ def adam(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Gradi
 
 
 def sam(values: Hyperparameters, course: Course, key: jax.Array) -> optax.GradientTransformation:
-    """Sharpness-aware minimisation around the SGD above: two gradients for one step."""
+    """Sharpness-aware minimization around the SGD above: two gradients for one step."""
     del key
     descent = optax.sgd(
         falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True
@@ -162,7 +162,7 @@ def falling(values: Hyperparameters, steps: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(values["learning_rate"], steps)
 
 
-def centre(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
+def center(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
     """The mean of the replicas."""
     del opt_state
     return jax.tree.map(lambda leaf: leaf.mean(0), params)
@@ -188,7 +188,7 @@ METHODS: dict[str, Method] = {
     "sgd": Method("SGD with Nesterov's momentum", sgd, {"learning_rate": 0.1, "momentum": 0.9}),
     "adam": Method("Adam", adam, {"learning_rate": 1e-3}),
     "sam": Method(
-        "sharpness-aware minimisation, two gradients per step",
+        "sharpness-aware minimization, two gradients per step",
         sam,
         {"learning_rate": 0.1, "momentum": 0.9, "rho": 0.05},
         cycle=2,
@@ -208,19 +208,19 @@ METHODS: dict[str, Method] = {
         weights=entropix.eval_params,
     ),
     "replicated_sgd": Method(
-        "replicated SGD, evaluated at the centre, at the total gradients of SGD",
+        "replicated SGD, evaluated at the center, at the total gradients of SGD",
         replicated_sgd,
         REPLICATED,
         replicated=True,
-        weights=centre,
+        weights=center,
     ),
     "replicated_sgd_y": Method(
-        "replicated SGD, evaluated at the centre, with the gradients of SGD for each replica",
+        "replicated SGD, evaluated at the center, with the gradients of SGD for each replica",
         replicated_sgd,
         REPLICATED,
         replicated=True,
         budgets="y",
-        weights=centre,
+        weights=center,
     ),
 }
 

@@ -47,7 +47,7 @@ class LeNet(nn.Module):
       filters: of the two convolutions.
       pools: edges of the blocks that each convolution is pooled over.
       units: of the hidden layer.
-      normalised: whether batch normalisation comes before each ReLU.
+      normalized: whether batch normalization comes before each ReLU.
       biased: whether the layers below a ReLU have biases.
     """
 
@@ -56,7 +56,7 @@ class LeNet(nn.Module):
     filters: tuple[int, int] = (20, 50)
     pools: tuple[int, int] = (2, 2)
     units: int = 500
-    normalised: bool = True
+    normalized: bool = True
     biased: bool = False
 
     @nn.compact
@@ -65,7 +65,7 @@ class LeNet(nn.Module):
         padding = "VALID" if min(images.shape[1:3]) >= PAPER_DIGIT_SIZE else "SAME"
 
         def activate(x: jax.Array) -> jax.Array:
-            return nn.relu(batch_norm(train)(x) if self.normalised else x)
+            return nn.relu(batch_norm(train)(x) if self.normalized else x)
 
         x = images
         for filters, size in zip(self.filters, self.pools, strict=True):
@@ -77,7 +77,7 @@ class LeNet(nn.Module):
 
 
 class AllCNN(nn.Module):
-    """All-CNN-C: nine convolutions, strides for pooling, with batch normalisation after each.
+    """All-CNN-C: nine convolutions, strides for pooling, with batch normalization after each.
 
     Attributes:
       num_classes: filters of the last layer.
@@ -124,7 +124,7 @@ class SmallConv(nn.Module):
 
 
 def batch_norm(train: bool) -> nn.BatchNorm:
-    """Batch normalisation that uses the mini-batch in training and stored statistics otherwise."""
+    """Batch normalization that uses the mini-batch in training and stored statistics otherwise."""
     return nn.BatchNorm(use_running_average=not train, momentum=0.9)
 
 
@@ -157,7 +157,7 @@ MODELS: dict[str, Model] = {
         summary="two hidden layers of 1024 with dropout",
     ),
     "smallconv": Model(SmallConv, 0.0, summary="three convolutions of 16, 32, 32 filters"),
-    "lenet": Model(LeNet, 0.25, summary="LeNet (20, 50, 500) with batch normalisation"),
+    "lenet": Model(LeNet, 0.25, summary="LeNet (20, 50, 500) with batch normalization"),
     "small_mnistfc": Model(
         lambda num_classes, dropout: Dense((64,), num_classes, dropout),
         0.0,
@@ -165,17 +165,17 @@ MODELS: dict[str, Model] = {
     ),
     "small_lenet": Model(
         lambda num_classes, dropout: LeNet(
-            num_classes, dropout, (10, 20), units=128, normalised=False, biased=True
+            num_classes, dropout, (10, 20), units=128, normalized=False, biased=True
         ),
         0.0,
-        summary="LeNet (10, 20, 128) without batch normalisation",
+        summary="LeNet (10, 20, 128) without batch normalization",
     ),
     "tiny_lenet": Model(
         lambda num_classes, dropout: LeNet(
             num_classes, dropout, (8, 16), pools=(3, 2), units=128, biased=True
         ),
         0.0,
-        summary="LeNet (8, 16, 128), pooled by 3 and 2, with batch normalisation",
+        summary="LeNet (8, 16, 128), pooled by 3 and 2, with batch normalization",
     ),
-    "allcnn": Model(AllCNN, 0.5, summary="All-CNN-C with batch normalisation"),
+    "allcnn": Model(AllCNN, 0.5, summary="All-CNN-C with batch normalization"),
 }

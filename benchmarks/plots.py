@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.files import write_whole
 from benchmarks.results import Results
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, each with a line style of its own.
-COLOURS = ("#000000", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#56B4E9")
+# Okabe and Ito's colors, which color-blind readers tell apart, each with a line style of its own.
+COLORS = ("#000000", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#56B4E9")
 LINES = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), ":", (0, (1, 1)))
 # Of the largest eigenvalue.
 SMALLEST_SHOWN = 1e-4
@@ -60,7 +60,7 @@ def save(folder: Path, name: str, draw_one: Callable[[Results], Figure], found: 
 def methods_with_style(found: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Each method's name, record, and the style that it has in all pictures."""
     for at, (name, record) in enumerate(found["methods"].items()):
-        style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+        style = {"color": COLORS[at % len(COLORS)], "linestyle": LINES[at % len(LINES)]}
         yield name, record, style
 
 

@@ -17,7 +17,7 @@ from benchmarks.document import (
 )
 from benchmarks.files import write_text
 from benchmarks.methods import TUNING
-from benchmarks.results import BASELINE, Results, summarise
+from benchmarks.results import BASELINE, Results, summarize
 
 
 def write(folder: Path, found: Results) -> None:
@@ -46,7 +46,7 @@ def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
         Heading("Results"),
         Paragraph(
             "Mean ± standard error over the seeds, at the evaluation weights: the anchor of "
-            "Entropy-SGD, the centre of the replicas, the point between two steps of SAM, else "
+            "Entropy-SGD, the center of the replicas, the point between two steps of SAM, else "
             "the weights themselves; batch statistics recomputed there. 'error' and 'cross "
             f"entropy' (nats) are on the {data['judged_on']}. 'minus SGD' is the mean difference "
             "of the error to SGD, seed by seed, in percentage points. 'seconds' is the training "
@@ -95,7 +95,7 @@ def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
 
 def table_rows(found: Results) -> list[dict[str, str]]:
     """The results, one row per method, as text by column."""
-    statistics = summarise(found)
+    statistics = summarize(found)
     rows = []
     for name, record in found["methods"].items():
         summary = statistics[name]
@@ -136,7 +136,7 @@ def difference_table(found: Results) -> tuple[list[str], list[list[str]]]:
                 for key, (_, scale, digits) in scales.items()
             ),
         ]
-        for name, summary in summarise(found).items()
+        for name, summary in summarize(found).items()
         if name != BASELINE
     ]
     return ["method", *(title for title, _, _ in scales.values())], rows

@@ -31,7 +31,7 @@ def begin(**header: Any) -> Results:
 
 def write(folder: Path, found: Results) -> None:
     """Writes results.json, with the statistics over seeds, whole or not at all."""
-    text = json.dumps({**found, "statistics": summarise(found)}, indent=1)
+    text = json.dumps({**found, "statistics": summarize(found)}, indent=1)
     write_text(folder / "results.json", text + "\n")
 
 
@@ -63,7 +63,7 @@ def quantities(record: dict[str, Any]) -> dict[str, list[float]]:
     }
 
 
-def summarise(found: Results) -> dict[str, dict[str, dict[str, float | None]]]:
+def summarize(found: Results) -> dict[str, dict[str, dict[str, float | None]]]:
     """For each method and quantity: mean, standard error, and the paired difference to SGD."""
     table = {name: quantities(record) for name, record in found["methods"].items()}
     baseline = table.get(BASELINE)

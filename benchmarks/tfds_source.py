@@ -27,7 +27,7 @@ EXAMPLES = ("digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100",
 
 
 def find_builder(name: str, data_dir: Path | None) -> Any:
-    """The TFDS builder of a set of equal-sized, labelled images; nothing is read or fetched yet."""
+    """The TFDS builder of a set of equal-sized, labeled images; nothing is read or fetched yet."""
     tfds = import_tfds()
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")

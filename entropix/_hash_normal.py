@@ -8,7 +8,7 @@ normal:
 1. the population count of 32 hashed bits is Binomial(32, 1/2);
 2. a triangular number on (-1, 1) fills the gaps of the integer lattice: the zeros of its
    characteristic function lie on the lattice's aliases, so what is left is smooth;
-3. the sum, centred, goes through the odd cubic that gives it variance 1 and fourth moment 3.
+3. the sum, centered, goes through the odd cubic that gives it variance 1 and fourth moment 3.
 
 The numbers stay inside |z| < 6.5; their distribution function is within 1.7e-4 of that of N(0, 1),
 tails included to within 6 % at 4 standard deviations. They are meant for optimization, not for

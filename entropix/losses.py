@@ -1,8 +1,8 @@
-r"""Smoothed losses: the loss averaged over a neighbourhood of all or some of the weights.
+r"""Smoothed losses: the loss averaged over a neighborhood of all or some of the weights.
 
 Each function takes a loss ``f(params, batch) -> scalar`` and returns another one,
 ``g(params, batch, key)``, to train on with any optimizer. ``grad``, ``jit`` and ``vmap`` go through
-it; a fresh key at every step makes its gradient that of a fresh sample of the neighbourhood.
+it; a fresh key at every step makes its gradient that of a fresh sample of the neighborhood.
 """
 
 import math
@@ -78,7 +78,7 @@ def local_average_loss(
       Musso, `Partial local entropy and anisotropy in deep weight spaces
       <https://arxiv.org/abs/2007.09091>`_, 2020.
     """
-    return _smoothed(loss, _cube(radius, sharpness), _with_centre(samples), mask, chunk, jnp.mean)
+    return _smoothed(loss, _cube(radius, sharpness), _with_center(samples), mask, chunk, jnp.mean)
 
 
 def local_entropy_loss(
@@ -96,7 +96,7 @@ def local_entropy_loss(
               \Big)
 
     with the displacements of `local_average_loss`, which it never exceeds: low losses in the
-    neighbourhood count for more.
+    neighborhood count for more.
 
     Args:
       loss: f(params, batch), the mean over the batch; a scalar.
@@ -134,7 +134,7 @@ def local_entropy_loss(
         return jnp.log(jnp.asarray(values.size, values.dtype)) - jax.nn.logsumexp(-values)
 
     return _smoothed(
-        loss, _cube(radius, sharpness), _with_centre(samples), mask, chunk, free_energy
+        loss, _cube(radius, sharpness), _with_center(samples), mask, chunk, free_energy
     )
 
 
@@ -170,7 +170,7 @@ def gaussian_smoothed_loss(
       ValueError: see `local_average_loss`; or ``samples`` is odd with ``antithetic``.
 
     Examples:
-      The mean of a cubic over pairs is exact at its centre:
+      The mean of a cubic over pairs is exact at its center:
 
       >>> import jax, jax.numpy as jnp, entropix
       >>> cubic = lambda w, batch: jnp.sum(w**3)
@@ -195,7 +195,7 @@ def gaussian_smoothed_loss(
     return _smoothed(loss, displace, signs, mask, chunk, jnp.mean, paired=antithetic)
 
 
-def _with_centre(samples: int) -> list[float]:
+def _with_center(samples: int) -> list[float]:
     """Factors of the displacements: 0 for the weights themselves, then 1 for each sample."""
     check_integer("samples", samples, at_least=1)
     return [0.0] + [1.0] * samples

@@ -19,7 +19,7 @@ def recompute_batch_stats(
     r"""Batch statistics of weights that were averaged, over a stream of batches.
 
     The running statistics of training follow the weights that the training loop holds, and fit
-    neither the anchor of Entropy-SGD nor the centre of replicas. This takes the plain average of
+    neither the anchor of Entropy-SGD nor the center of replicas. This takes the plain average of
     what each batch shows,
 
     .. math:: s = \frac{1}{\sum_k n_k} \sum_k n_k s_k, \qquad
@@ -90,7 +90,7 @@ def eval_model(
       optimizer: its ``nnx.Optimizer`` around a transformation that holds an
         `entropix.entropy_descent`.
       batches: an iterable of inputs of the model, to recompute the batch statistics on; not needed
-        without batch normalisation.
+        without batch normalization.
 
     Returns:
       A new model in eval mode.

@@ -216,7 +216,7 @@ class ParleSchedules(NamedTuple):
 
     Attributes:
       gamma: coupling of the inner loop, in units of 1 / parameter^2.
-      rho: pull towards the other replicas relative to that towards the own average, without unit.
+      rho: pull toward the other replicas relative to that toward the own average, without unit.
     """
 
     gamma: optax.Schedule
@@ -330,7 +330,7 @@ def from_easgd(alpha: Any, learning_rate: Any, *, every: int = 1) -> Any:
     r"""The coupling for EASGD's moving rate alpha = eta rho: :math:`\gamma = \alpha / (\eta K)`.
 
     Args:
-      alpha: the share of the distance to the centre that one coupling closes.
+      alpha: the share of the distance to the center that one coupling closes.
       learning_rate: eta of the SGD that the pull goes through.
       every: K, steps between couplings. Default 1.
 

@@ -153,8 +153,8 @@ def test_sgld_samples_the_gibbs_distribution():
     samples = path[100:]
     expected = 2 * eta * temperature / (1 - (1 - eta * curvature[:, 0]) ** 2)
     np.testing.assert_allclose(samples.var((0, 2)), expected, rtol=0.02)
-    standardised = np.asarray(samples[::40]) / np.sqrt(expected)[:, None]
-    assert abs(scipy.stats.kurtosis(standardised, axis=None)) < 0.1
+    standardized = np.asarray(samples[::40]) / np.sqrt(expected)[:, None]
+    assert abs(scipy.stats.kurtosis(standardized, axis=None)) < 0.1
 
 
 def test_sgld_schedules_move_the_noise_with_the_step():

@@ -215,17 +215,17 @@ def test_opaque_use_leaves_batch_statistics_to_the_caller():
     assert loss(params, batch_stats, x, y)[0] < 0.3 * before
 
 
-def test_centre_of_replicas_needs_its_own_batch_stats():
+def test_center_of_replicas_needs_its_own_batch_stats():
     """Averaged statistics do not fit averaged weights; recomputed ones do."""
     x, _ = make_data()
     model = LinenNet()
     variables = jax.vmap(lambda key: model.init(key, x, train=False))(
         jax.random.split(jax.random.key(0), 3)
     )
-    centre = jax.tree.map(lambda p: p.mean(0), variables["params"])
+    center = jax.tree.map(lambda p: p.mean(0), variables["params"])
     averaged = jax.tree.map(lambda s: s.mean(0), variables["batch_stats"])
-    recomputed = recompute_batch_stats(linen_apply(model, centre), averaged, [x])
-    hidden = x @ centre["Dense_0"]["kernel"] + centre["Dense_0"]["bias"]
+    recomputed = recompute_batch_stats(linen_apply(model, center), averaged, [x])
+    hidden = x @ center["Dense_0"]["kernel"] + center["Dense_0"]["bias"]
     np.testing.assert_allclose(
         recomputed["BatchNorm_0"]["mean"], hidden.mean(0), rtol=1e-4, atol=1e-5
     )

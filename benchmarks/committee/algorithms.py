@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 def run_focusing_bp(problem: Problem, key: jax.Array, max_epochs: int) -> Found:
-    """All couplings are gone through, towards ever denser regions."""
+    """All couplings are gone through, toward ever denser regions."""
     del max_epochs
     protocol = scoping(jnp.asarray(COUPLINGS))
     found = focusing_bp(problem.model, *problem.train, protocol, key, stop_when_solved=False)

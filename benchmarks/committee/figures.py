@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots import COLOURS, LINES, SMALLEST_SHOWN, band, save, share_beyond, tail
+from benchmarks.plots import COLORS, LINES, SMALLEST_SHOWN, band, save, share_beyond, tail
 
 FARTHEST_SHOWN = 0.25
 
@@ -52,12 +52,12 @@ def by_experiment(draw_one: Draw) -> Callable[[dict[str, Any]], Figure]:
 
 
 def styles_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A colour and a line for each algorithm, the same in all pictures."""
+    """A color and a line for each algorithm, the same in all pictures."""
     names = list(
         dict.fromkeys(name for one in found["experiments"].values() for name in one["algorithms"])
     )
     return {
-        name: {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at % len(LINES)]}
+        name: {"color": COLORS[at % len(COLORS)], "linestyle": LINES[at % len(LINES)]}
         for at, name in enumerate(names)
     }
 

@@ -31,7 +31,7 @@ class Problem:
     Attributes:
       model: the network.
       train: what it learns.
-      test: unseen examples to judge it by; None where there is nothing to generalise.
+      test: unseen examples to judge it by; None where there is nothing to generalize.
     """
 
     model: Committee
@@ -66,7 +66,7 @@ def random_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> Pr
 
 
 def image_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> Problem:
-    """Two classes of images, each binarised at its own median, and all test images of the two."""
+    """Two classes of images, each binarized at its own median, and all test images of the two."""
     assert images is not None
     train_key, test_key = jax.random.split(key)
     train = both_classes(images.x_train, images.y_train, sizes.pair, sizes.per_class, train_key)
@@ -83,7 +83,7 @@ def both_classes(
     per_class: int,
     key: jax.Array,
 ) -> Examples:
-    """The same number of images of each class, binarised."""
+    """The same number of images of each class, binarized."""
     chosen = np.isin(classes, pair)
     patterns = binarize(jnp.asarray(pixels[chosen]))
     return two_classes(patterns, jnp.asarray(classes[chosen]), pair, per_class, key)

@@ -118,7 +118,7 @@ def compose(found: dict[str, Any], pictures: dict[str, Path]) -> Sequence[Block]
     ]
     if "correlation" in pictures:
         blocks += [
-            Heading("Width and generalisation"),
+            Heading("Width and generalization"),
             *map(Paragraph, correlation_lines(found)),
             Picture(pictures["correlation"], "Each run on the images as a point."),
         ]

@@ -49,7 +49,7 @@ FREE_TO_CHANGE = (
 class Distributed:
     """Train coupled replicas over all devices of one or several processes, and survive kills.
 
-    Writes checkpoints, the weights of the centre and result.json into a folder of its own.
+    Writes checkpoints, the weights of the center and result.json into a folder of its own.
     """
 
     dataset: str = "digits"
@@ -77,7 +77,7 @@ class Distributed:
     momentum: float = 0.9
     """Nesterov's momentum."""
     seed: int = 0
-    """Of initialisations, mini-batches and dropout."""
+    """Of initializations, mini-batches and dropout."""
     checkpoint_every: int = 100
     """Steps between checkpoints, at which replicas that diverged are replaced too."""
     keep: int = 3
@@ -127,7 +127,7 @@ def run(config: Distributed) -> int:
     layout = {"replicas": config.replicas, "devices": len(plan.devices)}
     if not record["layouts"] or record["layouts"][-1] != layout:
         record["layouts"] = [*record["layouts"], layout]
-        say(f"Training {described(layout)}; the centre is kept where the number changes.")
+        say(f"Training {described(layout)}; the center is kept where the number changes.")
 
     advance = plan.run(make_step(network, tx, plan))
     feed = Feed(images, plan, config.seed, config.batch_size)
@@ -147,7 +147,7 @@ def run(config: Distributed) -> int:
             checkpoints.save(plan, state, record)
             say(
                 f"step {step + 1}: loss {record['losses'][-1]:.4f}"
-                + (f", {replaced} replicas replaced by the centre of the others" * bool(replaced))
+                + (f", {replaced} replicas replaced by the center of the others" * bool(replaced))
             )
     checkpoints.close()
     finish(folder, config, plan, network, images, state, record)
@@ -272,7 +272,7 @@ def finish(
     state: RunState,
     record: dict[str, Any],
 ) -> None:
-    """Evaluates the centre and writes what was found, in the first process alone."""
+    """Evaluates the center and writes what was found, in the first process alone."""
     whole = jax.device_get((plan.collect(state.params), plan.collect(state.batch_stats)))
     if jax.process_index() != 0:
         return
@@ -293,8 +293,8 @@ def finish(
             jax.tree_util.keystr(path): float(leaf)
             for path, leaf in jax.tree.leaves_with_path(spread.leaves)
         },
-        "test_error_of_centre": scores.test_error[0],
-        "train_loss_of_centre": scores.train_loss[0],
+        "test_error_of_center": scores.test_error[0],
+        "train_loss_of_center": scores.train_loss[0],
         "digest": digest(whole),
     }
     arrays = {

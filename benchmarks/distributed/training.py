@@ -97,7 +97,7 @@ def make_step(network: Network, tx: Any, plan: Plan) -> Callable[[RunState, Any]
 
 
 def initial_state(network: Network, tx: Any, seed: int, count: int) -> RunState:
-    """Replicas that start from initialisations of their own, stacked."""
+    """Replicas that start from initializations of their own, stacked."""
 
     def init(key: jax.Array) -> RunState:
         params, stats = network.init(jax.random.fold_in(key, 0))
@@ -114,13 +114,13 @@ def replica_keys(seed: int, count: int) -> jax.Array:
 
 
 def resized(state: RunState, count: int, seed: int) -> RunState:
-    """The state for another number of replicas, their centre kept."""
+    """The state for another number of replicas, their center kept."""
     params, rest = replicas.resize(state.params, count, state._replace(params=None))
     return rest._replace(params=params, key=replica_keys(seed, count))
 
 
 def mended(state: RunState) -> tuple[RunState, jax.Array]:
-    """The state with replicas that diverged put at the centre of the others, and how many."""
+    """The state with replicas that diverged put at the center of the others, and how many."""
     revived = replicas.revive(state.params, state._replace(params=None))
     return revived.state._replace(params=revived.params), revived.num_replaced
 

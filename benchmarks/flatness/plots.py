@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from benchmarks.plots import COLOURS, LINES, save
+from benchmarks.plots import COLORS, LINES, save
 from benchmarks.results import Results
 
-BLACK, ORANGE, GREEN, RED = COLOURS[:4]
+BLACK, ORANGE, GREEN, RED = COLORS[:4]
 LINE_NAMES = {
-    "random": "random, filter-normalised",
+    "random": "random, filter-normalized",
     "largest": "eigenvector of the largest eigenvalue",
     "smallest": "eigenvector of the smallest eigenvalue",
 }
@@ -101,10 +101,10 @@ def slices(found: Results) -> Figure:
     figure, (left, right) = side_by_side(found)
     measured = found["measured"]["slices"]
     at = np.array(measured["coordinates"])
-    for (name, values), colour, style in zip(
+    for (name, values), color, style in zip(
         measured["lines"].items(), (BLACK, ORANGE, GREEN), LINES, strict=False
     ):
-        left.plot(at, values, color=colour, linestyle=style, label=LINE_NAMES[name])
+        left.plot(at, values, color=color, linestyle=style, label=LINE_NAMES[name])
     left.set(title="Along lines", yscale="log", xlabel="position", ylabel="cross entropy (nats)")
     left.legend(fontsize=8)
     plane = np.array(measured["plane"])

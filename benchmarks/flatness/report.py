@@ -153,9 +153,9 @@ def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
         Heading("Slices of the loss"),
         Picture(
             pictures["slices"],
-            "Left: along a random filter-normalised direction, and along the outermost "
+            "Left: along a random filter-normalized direction, and along the outermost "
             "eigenvectors of the Hessian at the same length. Right: over the plane of two random "
-            "filter-normalised directions.",
+            "filter-normalized directions.",
         ),
         Heading("Seconds"),
         TableBlock(

@@ -66,7 +66,7 @@ class Setting:
     """What all cells share.
 
     Attributes:
-      images: the set, standardised.
+      images: the set, standardized.
       train: its training part, on the device.
       test: its test part, on the device.
       width: units of each hidden layer.

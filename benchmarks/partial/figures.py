@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.plots import COLOURS, LINES, plain_ticks, save, standard_error
+from benchmarks.plots import COLORS, LINES, plain_ticks, save, standard_error
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -78,9 +78,9 @@ def layer_temperature(found: dict[str, Any]) -> Figure:
 
 
 def line_style(at: int) -> dict[str, Any]:
-    """The style of the n-th curve; where the colours start again, the lines do not."""
-    lines = at + 3 * (at // len(COLOURS))
-    return {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[lines % len(LINES)]}
+    """The style of the n-th curve; where the colors start again, the lines do not."""
+    lines = at + 3 * (at // len(COLORS))
+    return {"color": COLORS[at % len(COLORS)], "linestyle": LINES[lines % len(LINES)]}
 
 
 def subtitle(found: dict[str, Any]) -> str:

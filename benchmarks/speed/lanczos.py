@@ -51,7 +51,7 @@ def problem() -> tuple[Any, tuple[jax.Array, jax.Array]]:
 
 
 def entropix_lanczos() -> Call:
-    """This library's: linearised once, all vectors re-orthogonalised."""
+    """This library's: linearized once, all vectors re-orthogonalized."""
     params, data = problem()
     start = optax.tree.random_like(jax.random.key(2), params)
 
@@ -80,7 +80,7 @@ def bare_products() -> Call:
 
 
 def matfree() -> Call:
-    """Matfree's tridiag_sym with full re-orthogonalisation, in one compiled program."""
+    """Matfree's tridiag_sym with full re-orthogonalization, in one compiled program."""
     from matfree.decomp import tridiag_sym
 
     params, data = problem()
@@ -114,7 +114,7 @@ def pyhessian() -> Call:
 
 
 def curvlinops() -> Call:
-    """curvlinops' fast_lanczos, which does not re-orthogonalise."""
+    """curvlinops' fast_lanczos, which does not re-orthogonalize."""
     from curvlinops import HessianLinearOperator
     from curvlinops.papyan2020traces.spectrum import fast_lanczos
 

@@ -65,8 +65,8 @@ def belief_propagation(
 
     for binary weights. Messages about spherical weights are normal, a precision and a field
     matched to mean and variance, and one multiplier shared by all weights holds the sum of their
-    squares at K n. All messages are renewed at once (flooding). A field towards some weights
-    confines the count to their neighbourhood (see `local_entropy_curve`).
+    squares at K n. All messages are renewed at once (flooding). A field toward some weights
+    confines the count to their neighborhood (see `local_entropy_curve`).
 
     The answer is exact where the factor graph is a tree, and in the limit of many inputs for
     random patterns below the load where their solutions come apart. Without a field or messages

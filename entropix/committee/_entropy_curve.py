@@ -18,7 +18,7 @@ class LocalEntropyCurve(NamedTuple):
     r"""Answer of `local_entropy_curve`, a point for each field strength.
 
     Attributes:
-      strength: gamma, of the field towards the reference. # shape=(G,)
+      strength: gamma, of the field toward the reference. # shape=(G,)
       overlap: S, mean overlap of the solutions found with the reference, per weight. # shape=(G,)
       distance: (1 - S) / 2, the share of flipped weights, for binary weights; 1 - S^2, the squared
         sine of the angle, for spherical ones. # shape=(G,)
@@ -60,7 +60,7 @@ def local_entropy_curve(
        \Phi(\gamma) = \log \sum_{W \, \text{solves}} e^{\gamma W \cdot \tilde W}, \qquad
        N S = \frac{d \Phi}{d \gamma} = \tilde W \cdot \langle W \rangle
 
-    by belief propagation under the field gamma towards the reference. Each strength starts from the
+    by belief propagation under the field gamma toward the reference. Each strength starts from the
     messages of the one before, or from none where that one did not converge: give them in falling
     order, from the reference outwards. Strengths at which the sweeps do not converge are told by
     ``converged``. Around a reference with hardly any margin, and on patterns with strong

@@ -28,7 +28,7 @@ class Protocol(NamedTuple):
     """Stages of `focusing_bp`.
 
     Attributes:
-      gamma: coupling of each replica to the centre, at least 0, may be infinite. # shape=(T,)
+      gamma: coupling of each replica to the center, at least 0, may be infinite. # shape=(T,)
       replicas: y, at least 1, not necessarily an integer, may be infinite. # shape=(T,)
     """
 
@@ -42,7 +42,7 @@ def scoping(gamma: Any, replicas: float = float("inf")) -> Protocol:
     Args:
       gamma: rising couplings. # shape=(T,)
       replicas: y, at least 1. Default infinite, where the replicas have the least entropy of their
-        own to lose and only the density around the centre counts.
+        own to lose and only the density around the center counts.
 
     Returns:
       `Protocol`.
@@ -69,7 +69,7 @@ def pseudo_reinforcement(rate: Any, exponent: float = 0.5) -> Protocol:
     .. math:: \tanh \gamma = \rho^x, \qquad y = 1 + \frac{\rho^{1 - 2x}}{1 - \rho}
 
     Args:
-      rate: rho, rising from 0 towards 1, which is excluded. # shape=(T,)
+      rate: rho, rising from 0 toward 1, which is excluded. # shape=(T,)
       exponent: x, from 0, where the coupling is infinite and this is the reinforcement of belief
         propagation with :math:`y = 1 / (1 - \rho)`, to 1/2. Default 1/2.
 
@@ -150,14 +150,14 @@ def focusing_bp(
 ) -> FocusingBP:
     r"""Finds a solution with many others around it.
 
-    Belief propagation on y identical replicas that are attracted to a common centre, written for
-    one of them: the others act back on it through the centre as a field of its own. With
+    Belief propagation on y identical replicas that are attracted to a common center, written for
+    one of them: the others act back on it through the center as a field of its own. With
     :math:`h_i` what the patterns say of a binary weight,
 
     .. math:: c_i = \tanh^{-1}(\tanh h_i \tanh \gamma), \qquad
        H_i = h_i + \tanh^{-1}\big(\tanh((y - 1) c_i) \tanh \gamma\big)
 
-    and likewise for spherical weights, where replicas and centre each keep their norm. The coupling
+    and likewise for spherical weights, where replicas and center each keep their norm. The coupling
     grows stage by stage; a stage need not converge. Stops after the first stage at whose end the
     signs (the directions) of a replica's means make no error.
 
@@ -176,7 +176,7 @@ def focusing_bp(
       max_steps: sweeps at most for each stage. Default 20.
       tolerance: of the residual; a stage ends there. Default 1e-3.
       batch_size: as of `belief_propagation`.
-      stop_when_solved: False runs all stages, towards ever denser regions. Default True.
+      stop_when_solved: False runs all stages, toward ever denser regions. Default True.
 
     Returns:
       `FocusingBP`.
@@ -272,7 +272,7 @@ def _focusing_bp(
 
 
 def self_interaction(gamma: jax.Array, replicas: jax.Array) -> Prior:
-    """What y - 1 other replicas in the same state do to a replica through the centre.
+    """What y - 1 other replicas in the same state do to a replica through the center.
 
     Args:
       gamma: coupling. # shape=()
@@ -282,8 +282,8 @@ def self_interaction(gamma: jax.Array, replicas: jax.Array) -> Prior:
     def prior(sums: Any, multiplier: jax.Array) -> tuple[Any, jax.Array]:
         if isinstance(sums, Normal):
             return normalized(_spherical_interaction(sums, multiplier, gamma, replicas))
-        centre = through_coupling(sums, gamma)
-        others = jnp.where(centre == 0, 0, (replicas - 1) * centre)
+        center = through_coupling(sums, gamma)
+        others = jnp.where(center == 0, 0, (replicas - 1) * center)
         # One replica has no others, whatever the field; nor is an infinite one multiplied by 0.
         others = jnp.where(replicas == 1, 0, others)
         return sums + through_coupling(others, gamma), multiplier
@@ -312,12 +312,12 @@ def through_coupling(field: jax.Array, gamma: jax.Array) -> jax.Array:
 def _spherical_interaction(
     sums: Normal, multiplier: jax.Array, gamma: jax.Array, replicas: jax.Array
 ) -> Normal:
-    """The patterns' messages and the centre's, for weights and centre on their spheres.
+    """The patterns' messages and the center's, for weights and center on their spheres.
 
     A replica's own precision is what the patterns and the multiplier of the sweep before give.
     """
     own = multiplier + sums.precision
-    # Infinitely many replicas hold the centre where it is: only its direction is left to find.
+    # Infinitely many replicas hold the center where it is: only its direction is left to find.
     held = jnp.isinf(replicas)
     others = jnp.where(held, 1, replicas - 1)
     precision = -others * gamma**2 / own

@@ -147,9 +147,9 @@ def entropic_lal(
        \bar W = \frac1y \sum_a W_a, \qquad \lambda = \frac{\delta t}{M}
 
     after each pattern that each replica has seen, in an order of its own; t counts the passes, so a
-    replica moves by about delta t of its distance to the centre in one. Replicas start from the
-    same weights and are brought back to their norm after each pass. Ends as soon as the centre,
-    at the norm of a replica, makes no error; the centre is the answer. The attraction makes the
+    replica moves by about delta t of its distance to the center in one. Replicas start from the
+    same weights and are brought back to their norm after each pass. Ends as soon as the center,
+    at the norm of a replica, makes no error; the center is the answer. The attraction makes the
     replicas agree on a region that is wide enough for all of them.
 
     Args:
@@ -164,7 +164,7 @@ def entropic_lal(
       max_epochs: passes at most. Default 1000.
 
     Returns:
-      `Learned`, of the centre.
+      `Learned`, of the center.
 
     Raises:
       TypeError: a number is of the wrong type or ``key`` is not a key.
@@ -242,7 +242,7 @@ def _entropic_lal(
     start_key, order_key = jax.random.split(key)
     start = model.random_weights(start_key, rate.dtype)
 
-    def centre(weights: jax.Array) -> jax.Array:
+    def center(weights: jax.Array) -> jax.Array:
         return model.normalize(jnp.mean(weights, axis=0))
 
     def epoch(weights: jax.Array, index: jax.Array) -> jax.Array:
@@ -262,7 +262,7 @@ def _entropic_lal(
         return jax.vmap(model.normalize)(weights)
 
     weights = jnp.broadcast_to(start, (replicas, *start.shape))
-    return until_solved(model, problem, epoch, centre, weights, max_epochs)
+    return until_solved(model, problem, epoch, center, weights, max_epochs)
 
 
 def until_solved(

@@ -149,7 +149,7 @@ class Committee:
         return sigma * jnp.prod(jnp.sign(fields), axis=1) * jnp.min(jnp.abs(fields), axis=1)
 
     def errors(self, weights: jax.Array, patterns: jax.Array, labels: jax.Array) -> jax.Array:
-        """Number of patterns that are not classified as labelled.
+        """Number of patterns that are not classified as labeled.
 
         Args:
           weights: w. # shape=(K, n)

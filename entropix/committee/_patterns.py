@@ -74,7 +74,7 @@ def teacher_student(
     distribution: Distribution = "signs",
     dtype: Any = None,
 ) -> tuple[Examples, jax.Array]:
-    r"""Random patterns labelled by a random network of the model's own kind.
+    r"""Random patterns labeled by a random network of the model's own kind.
 
     .. math:: \sigma^\mu = \hat\sigma(w^*, x^\mu)
 

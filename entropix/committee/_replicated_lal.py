@@ -31,7 +31,7 @@ def replicated_lal(
     gamma_step: float | jax.Array = 0.001,
     max_epochs: int = 1000,
 ) -> Learned:
-    r"""Least action learning of y replicas with binary weights around a centre that is summed out.
+    r"""Least action learning of y replicas with binary weights around a center that is summed out.
 
     .. math:: H_a &\leftarrow H_a + 2 \sum_{\mu \in \text{batch}} s^\mu_a x^\mu \\
               H_a &\leftarrow H_a + \lambda \big(\tanh(\gamma y \bar c) - W_a\big), \qquad
@@ -39,7 +39,7 @@ def replicated_lal(
 
     after each mini-batch, each replica with its own and all from the same start. H are hidden
     variables, odd integers but for the attraction; s are the changes of `least_action`; the
-    hyperbolic tangent is the mean of a centre of weight :math:`e^{\gamma \sum_a c \cdot W_a}`.
+    hyperbolic tangent is the mean of a center of weight :math:`e^{\gamma \sum_a c \cdot W_a}`.
     Ends as soon as the majority of the replicas, weight by weight, makes no error.
 
     Args:
@@ -129,8 +129,8 @@ def _replicated_lal(
         def learn(hidden: jax.Array, batch: jax.Array) -> tuple[jax.Array, None]:
             hidden = hidden + 2 * jax.vmap(batch_correction)(hidden, batch)
             weights = model.normalize(hidden)
-            centre = jnp.tanh(coupling * jnp.mean(weights, axis=0, keepdims=True))
-            return hidden + attraction * (centre - weights), None
+            center = jnp.tanh(coupling * jnp.mean(weights, axis=0, keepdims=True))
+            return hidden + attraction * (center - weights), None
 
         batches = jax.vmap(lambda one: random_batches(one, count, batch_size))(keys)
         hidden, _ = jax.lax.scan(learn, hidden, jnp.swapaxes(batches, 0, 1))

@@ -35,7 +35,7 @@ def noise_robustness(
     *,
     num_samples: int = 20,
 ) -> NoiseRobustness:
-    r"""Error rate on patterns with noise of the colour of their inputs.
+    r"""Error rate on patterns with noise of the color of their inputs.
 
     .. math:: x^\mu_i \to -x^\mu_i \ \text{with probability} \ p_i = \min\Big(\tfrac12,
        r\, \frac{v_i}{\frac1N \sum_j v_j}\Big), \qquad v_i = 1 - \Big(\frac1M \sum_\mu
@@ -72,7 +72,7 @@ def noise_robustness(
 
     Reference:
       Baldassi, Pittorino and Zecchina, `Shaping the learning landscape in neural networks around
-      wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020). The colour is this
+      wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020). The color is this
       library's choice.
     """
     check_examples(model, patterns, labels, signs_only=True)
@@ -104,13 +104,13 @@ def _noise_robustness(
     """The compiled part of `noise_robustness`."""
     clean = patterns.astype(weights.dtype)
     variance = 1 - jnp.mean(clean, axis=0) ** 2
-    colour = variance / jnp.mean(variance)
+    color = variance / jnp.mean(variance)
 
     def error_rates(key: jax.Array) -> jax.Array:
         uniform = jax.random.uniform(key, clean.shape, clean.dtype)
 
         def at(rate: jax.Array) -> jax.Array:
-            flipped = uniform < jnp.minimum(rate * colour, 0.5)[None]
+            flipped = uniform < jnp.minimum(rate * color, 0.5)[None]
             errors = model.errors(weights, jnp.where(flipped, -clean, clean), labels)
             return errors.astype(rate.dtype) / labels.shape[0]
 

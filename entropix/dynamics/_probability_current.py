@@ -21,7 +21,7 @@ class ProbabilityCurrent(NamedTuple):
     """Answer of `probability_current`; (i, j) stands for the plane of components i and j.
 
     Attributes:
-      area_rate: signed area swept per recorded step, > 0 from i towards j. # shape=(k, k)
+      area_rate: signed area swept per recorded step, > 0 from i toward j. # shape=(k, k)
       std_error: its standard error, from the blocks. # shape=(k, k)
       z: area_rate / std_error, 0 on the diagonal. # shape=(k, k)
       p_value: chance of so much rotation, over all planes, at equilibrium. # shape=()
@@ -178,7 +178,7 @@ def current_field(
 
     .. math:: J(x) = \Big\langle \frac{x_{t+1} - x_{t-1}}{2} \, \delta(x - x_t) \Big\rangle
 
-    The centred difference turns its sign with time, so at equilibrium J vanishes everywhere.
+    The centered difference turns its sign with time, so at equilibrium J vanishes everywhere.
 
     Args:
       coordinates: recorded path in a plane. Shape (T, 2).

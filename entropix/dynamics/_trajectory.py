@@ -22,7 +22,7 @@ class PrincipalComponents(NamedTuple):
     """Answer of `pca_projection`.
 
     Attributes:
-      coordinates: positions along the components, centred in time. # shape=(T, k)
+      coordinates: positions along the components, centered in time. # shape=(T, k)
       explained: share of the path's variance that each component carries. # shape=(k,)
     """
 
@@ -181,8 +181,8 @@ def pca_projection(trajectory: Any, *, num_components: int = 2) -> PrincipalComp
         raise ValueError(
             f"num_components must be at most the {num_steps} recorded steps, got {num_components}"
         )
-    centred = [x - jnp.mean(x, 0, keepdims=True) for x in snapshots]
-    gram = jnp.sum(jnp.stack([jnp.matmul(x, x.T, precision="highest") for x in centred]), 0)
+    centered = [x - jnp.mean(x, 0, keepdims=True) for x in snapshots]
+    gram = jnp.sum(jnp.stack([jnp.matmul(x, x.T, precision="highest") for x in centered]), 0)
     eigenvalues, eigenvectors = jnp.linalg.eigh(gram)
     top = jnp.maximum(eigenvalues[::-1][:num_components], 0)
     coordinates = eigenvectors[:, ::-1][:, :num_components] * jnp.sqrt(top)[None, :]
@@ -197,9 +197,9 @@ def _band(statistics: jax.Array, level: jax.Array | float) -> tuple[jax.Array, j
 
 
 def _spectrum(increments: jax.Array) -> jax.Array:
-    """|FFT|^2 / n of the centred increments at the frequencies above 0."""
-    centred = increments - jnp.mean(increments, 0, keepdims=True)
-    return jnp.abs(jnp.fft.rfft(centred, axis=0)[1:]) ** 2 / len(increments)
+    """|FFT|^2 / n of the centered increments at the frequencies above 0."""
+    centered = increments - jnp.mean(increments, 0, keepdims=True)
+    return jnp.abs(jnp.fft.rfft(centered, axis=0)[1:]) ** 2 / len(increments)
 
 
 def _unevenness(power: jax.Array) -> jax.Array:
@@ -237,7 +237,7 @@ def periodogram(
     variance. A bump at low frequencies is the sign of slow loops. Surrogates shuffle the
     increments, all components alike, and keep their distribution. The p-value is of the
     Kolmogorov-Smirnov distance between the cumulative spectrum (mean over the components, each
-    normalised) and a straight line.
+    normalized) and a straight line.
 
     Args:
       coordinates: recorded path, such as a `random_projection`. Shape (T, k) or (T,), T >= 4.
@@ -272,8 +272,8 @@ def periodogram(
 
 def _correlations(path: jax.Array, num_lags: int) -> jax.Array:
     """The biased sample autocorrelation, by a zero-padded FFT."""
-    centred = path - jnp.mean(path, 0, keepdims=True)
-    spectrum = jnp.abs(jnp.fft.rfft(centred, 2 * len(path), axis=0)) ** 2
+    centered = path - jnp.mean(path, 0, keepdims=True)
+    spectrum = jnp.abs(jnp.fft.rfft(centered, 2 * len(path), axis=0)) ** 2
     covariance = jnp.fft.irfft(spectrum, 2 * len(path), axis=0)[: num_lags + 1]
     return covariance / covariance[:1]
 

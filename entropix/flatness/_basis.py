@@ -14,7 +14,7 @@ import jax.numpy as jnp
 # Accelerators multiply in fewer bits unless told otherwise, and orthogonality would be lost.
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-# A block is read twice in each orthogonalisation, and should fit the cache for the second; but
+# A block is read twice in each orthogonalization, and should fit the cache for the second; but
 # small ones cost time of their own, and a program of very many is long to compile.
 _ROWS_AT_LEAST, _BLOCKS_AT_MOST = 16, 16
 

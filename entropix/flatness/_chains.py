@@ -83,7 +83,7 @@ class Moments(NamedTuple):
       excess: gamma |d|^2 minus the dimension.
       excess_square: its square.
       virial: gradient . d.
-      slope: gradient . g0 + gamma d . g0, g0 the unit vector along the gradient at the centre.
+      slope: gradient . g0 + gamma d . g0, g0 the unit vector along the gradient at the center.
       acceptance: Metropolis' probability of acceptance.
     """
 
@@ -200,21 +200,21 @@ def burn_in(
     return chains, jnp.exp(jnp.mean(history[num_steps // 2 :], 0))
 
 
-def long_run_error(variance: jax.Array, neighbours: jax.Array, count: int) -> jax.Array:
-    """Standard error of the mean of batch means that may be correlated with their neighbours.
+def long_run_error(variance: jax.Array, neighbors: jax.Array, count: int) -> jax.Array:
+    """Standard error of the mean of batch means that may be correlated with their neighbors.
 
-    The variance is inflated by (1 + r) / (1 - r), r the correlation of neighbours if positive, as
+    The variance is inflated by (1 + r) / (1 - r), r the correlation of neighbors if positive, as
     if the batches were an autoregressive series of first order.
 
     Args:
       variance: of the batch means, around the mean of all.
-      neighbours: covariance of a batch mean and the next.
+      neighbors: covariance of a batch mean and the next.
       count: number of batches.
 
     Returns:
       The standard error, in the shape of ``variance``.
     """
-    r = jnp.clip(neighbours / jnp.where(variance > 0, variance, 1), 0, 0.95)
+    r = jnp.clip(neighbors / jnp.where(variance > 0, variance, 1), 0, 0.95)
     return jnp.sqrt(jnp.maximum(variance, 0) / (count - 1) * (1 + r) / (1 - r))
 
 
@@ -272,6 +272,6 @@ def sample(
     (chains, _, sums), means = jax.lax.scan(batch, start, keys)
     count = num_chains * BATCHES_PER_CHAIN
     mean = sums[0] / count
-    neighbours = sums[2] / (count - num_chains) - mean**2
-    error = long_run_error(sums[1] / count - mean**2, neighbours, count)
+    neighbors = sums[2] / (count - num_chains) - mean**2
+    error = long_run_error(sums[1] / count - mean**2, neighbors, count)
     return chains, jax.tree.map(lambda x: x.T, means), (origin + mean, error)

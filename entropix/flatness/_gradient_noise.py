@@ -118,18 +118,18 @@ def gradient_noise(
         = \frac1n \sum_{k=1}^{n} g_k g_k^T - g g^T, \qquad g = \frac1n \sum_{k=1}^{n} g_k
 
     A mini-batch of b examples drawn with replacement has a gradient of covariance D / b. By
-    default the spectrum is exact, from the smaller of the n x n Gram matrix of the centred
+    default the spectrum is exact, from the smaller of the n x n Gram matrix of the centered
     gradients (memory: 2 n d numbers) and the d x d covariance. With ``num_steps`` it is that of so
     many Lanczos steps, each a forward and a backward pass over the data that keeps no gradients.
 
     Args:
       loss: f(params, batch), the mean over the batch; a scalar. The gradient of an example is that
-        of a batch of it alone, so batch normalisation must use its running averages.
+        of a batch of it alone, so batch normalization must use its running averages.
       params: a pytree of floating-point arrays, d numbers in all.
       data: a pytree of arrays with one leading axis of n examples.
       num_steps: Lanczos steps, clipped to d. Default None: all eigenvalues.
       key: an integer seed or a key of ``jax.random.key``, for Lanczos' start. Default 0.
-      rank_threshold: an eigenvalue counts towards the rank if it is above this share of the
+      rank_threshold: an eigenvalue counts toward the rank if it is above this share of the
         largest. Default None: d times the rounding unit 2^-23 of float32, as in the paper's code;
         1.6e-3 at d = 13,338, so the rank means little without it.
       batch_size: examples looked at together. Default: all.
@@ -191,7 +191,7 @@ def _gradient_noise(
         lambda batch: space.flatten(jax.grad(loss)(params, batch)), data, batch_size
     )
 
-    def centred(batch: Any) -> jax.Array:
+    def centered(batch: Any) -> jax.Array:
         return _gradients(loss, params, space, batch) - gradient[None, :]
 
     if num_steps is not None:
@@ -200,19 +200,19 @@ def _gradient_noise(
             loss, params, data, gradient, start, num_steps, batch_size
         )
         trace = mean_over_chunks(
-            lambda batch: jnp.mean(jnp.sum(centred(batch) ** 2, 1)), data, batch_size
+            lambda batch: jnp.mean(jnp.sum(centered(batch) ** 2, 1)), data, batch_size
         )
     else:
         if n <= d:
             rows = jax.lax.map(
-                lambda one: centred(jax.tree.map(lambda x: x[None], one))[0],
+                lambda one: centered(jax.tree.map(lambda x: x[None], one))[0],
                 jax.tree.map(jnp.asarray, data),
                 batch_size=batch_size or n,
             )
             matrix = jnp.matmul(rows, rows.T, precision="highest") / n
         else:
             matrix = mean_over_chunks(
-                lambda batch: _second_moment(centred(batch)), data, batch_size
+                lambda batch: _second_moment(centered(batch)), data, batch_size
             )
         eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(matrix)[::-1], 0)
         residual_norms = jnp.zeros_like(eigenvalues)

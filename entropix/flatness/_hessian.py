@@ -1,4 +1,4 @@
-"""Curvature of a loss as an operator: the Hessian and the generalised Gauss-Newton matrix."""
+"""Curvature of a loss as an operator: the Hessian and the generalized Gauss-Newton matrix."""
 
 import functools
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def _apply(product: _HessianProduct | _GaussNewtonProduct, params: Any, data: An
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _hessian_factor(loss: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> MatVec:
-    """V -> H v, with all that does not depend on v computed: a Partial of arrays."""
+    """The map v -> H v, with all that does not depend on v computed: a Partial of arrays."""
     return jax.linearize(jax.grad(lambda weights: loss(weights, data)), params)[1]
 
 
@@ -79,7 +79,7 @@ def _gauss_newton_factors(
     params: Any,
     data: Any,
 ) -> tuple[MatVec, MatVec, Any]:
-    """V -> J v, the output Hessian's product, and the parameters, whose shapes J^T needs."""
+    """The map v -> J v, the output Hessian's product, and the parameters (J^T needs them)."""
     z, jacobian = jax.linearize(lambda weights: outputs(weights, data), params)
     output_hessian = jax.linearize(jax.grad(lambda z: output_loss(z, data)), z)[1]
     return jacobian, output_hessian, params
@@ -106,9 +106,9 @@ def hessian_operator(
 
     .. math:: v \mapsto H v = \frac{d}{d\epsilon} \nabla f(w + \epsilon v) \Big|_{\epsilon = 0}
 
-    With all examples at once the gradient is linearised here, and a product then costs about as
+    With all examples at once the gradient is linearized here, and a product then costs about as
     much as a gradient; the intermediate values of the whole data stay in memory. With a
-    ``batch_size`` a product linearises each chunk anew, costs about 1.3 gradients, and needs
+    ``batch_size`` a product linearizes each chunk anew, costs about 1.3 gradients, and needs
     memory for one chunk.
 
     Args:
@@ -153,7 +153,7 @@ def gauss_newton_operator(
     *,
     batch_size: int | None = None,
 ) -> jax.tree_util.Partial:
-    r"""The generalised Gauss-Newton matrix of a loss as a function of a vector, never formed.
+    r"""The generalized Gauss-Newton matrix of a loss as a function of a vector, never formed.
 
     .. math:: v \mapsto G v = J^T \, \nabla_z^2 \ell(z) \, J v, \qquad z = z(w), \quad
        J = \frac{\partial z}{\partial w}

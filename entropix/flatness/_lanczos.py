@@ -38,7 +38,7 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
     .. math:: \beta_j q_{j+1} = A q_j - \alpha_j q_j - \beta_{j-1} q_{j-1}, \qquad
        \alpha_j = q_j^T A q_j, \quad q_1 = v_0 / |v_0|
 
-    Each new vector is orthogonalised against all before it, so the Ritz values (eigenvalues of T)
+    Each new vector is orthogonalized against all before it, so the Ritz values (eigenvalues of T)
     have no ghosts. Where the next vector would be rounding noise, because the Krylov space is
     exhausted, the process stops: the remaining entries are 0, no product is spent on them, and
     ``num_steps`` says so. Memory is m vectors; time is m products and about :math:`m^2` reads of a
@@ -70,7 +70,7 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
 
     Reference:
       Golub and Van Loan, Matrix Computations, 4th ed., section 10.1 (the process) and 10.3.4 (full
-      re-orthogonalisation); Parlett, The Symmetric Eigenvalue Problem, section 6.9 (twice is
+      re-orthogonalization); Parlett, The Symmetric Eigenvalue Problem, section 6.9 (twice is
       enough).
     """
     check_integer("num_steps", num_steps, at_least=1)

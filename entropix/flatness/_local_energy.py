@@ -24,7 +24,7 @@ class LocalEnergy(NamedTuple):
       sigma: noise levels. # shape=S
       mean: estimated rise of the objective at each noise level. # shape=S
       std_error: standard error of ``mean`` over the draws; the draws are common to all noise
-        levels, so the errors of neighbouring levels are correlated. # shape=S
+        levels, so the errors of neighboring levels are correlated. # shape=S
       base: the objective at the unperturbed parameters. # shape=()
     """
 

@@ -85,8 +85,8 @@ def _curvature(
     """The largest curvature of U met within the reach of the coupling, gamma at least.
 
     A power iteration on differences of the gradient over a distance that shrinks from gamma^-1/2
-    by halves, and is never above kappa^-1/2: a loss may be flat at the centre and steep at reach
-    (a quartic), or flat at reach and steep at the centre (a narrow hole).
+    by halves, and is never above kappa^-1/2: a loss may be flat at the center and steep at reach
+    (a quartic), or flat at reach and steep at the center (a narrow hole).
     """
     direction = jax.random.normal(key, (dimension,), gamma.dtype)
 
@@ -108,9 +108,9 @@ def _curvature(
 
 def _error_of_mean(batches: jax.Array) -> jax.Array:
     """Standard error of the mean of (chains, batches) means."""
-    centred = batches - jnp.mean(batches)
-    neighbours = jnp.mean(centred[:, 1:] * centred[:, :-1])
-    return _chains.long_run_error(jnp.mean(centred**2), neighbours, batches.size)
+    centered = batches - jnp.mean(batches)
+    neighbors = jnp.mean(centered[:, 1:] * centered[:, :-1])
+    return _chains.long_run_error(jnp.mean(centered**2), neighbors, batches.size)
 
 
 def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -119,7 +119,7 @@ def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     In equilibrium E = beta <grad f . (x' - x)> too, and <beta grad f + gamma (x' - x)> = 0. So E
     is the mean of the virial less any multiple of both identities' residuals: in flat directions
     the virial alone has no noise, in stiff ones the residual takes it. The multiples are fitted to
-    the batch means, to minimise the variance of the long run; those of a chain are fitted to the
+    the batch means, to minimize the variance of the long run; those of a chain are fitted to the
     other chains, for a fit to its own data would bias the mean.
     """
     residual = -moments.excess - moments.virial
@@ -132,12 +132,12 @@ def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     def corrected(chain: jax.Array) -> jax.Array:
         others = (chain + 1 + jnp.arange(num_chains - 1)) % num_chains
         seen = controls[:, others].reshape(2, -1)
-        centred = seen - jnp.mean(seen, 1, keepdims=True)
+        centered = seen - jnp.mean(seen, 1, keepdims=True)
         # The ridge keeps rounding out of the fit where a residual is the same throughout.
-        gram = jnp.matmul(centred, centred.T, precision="highest") + ridge * jnp.eye(
+        gram = jnp.matmul(centered, centered.T, precision="highest") + ridge * jnp.eye(
             2, dtype=seen.dtype
         )
-        slopes = jnp.matmul(centred, moments.virial[others].ravel(), precision="highest")
+        slopes = jnp.matmul(centered, moments.virial[others].ravel(), precision="highest")
         fit = jnp.linalg.solve(gram, slopes)
         return moments.virial[chain] - jnp.tensordot(fit, controls[:, chain], 1)
 

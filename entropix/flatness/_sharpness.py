@@ -46,7 +46,7 @@ def sam_sharpness(
     group_size: int | None = None,
     batch_size: int | None = None,
 ) -> Sharpness:
-    r"""The sharpness that sharpness-aware minimisation minimises.
+    r"""The sharpness that sharpness-aware minimization minimizes.
 
     .. math:: \max_{|\epsilon| \le \rho} f(w + \epsilon) - f(w), \qquad
        \epsilon \leftarrow \Pi_\rho \Big( \epsilon + \frac{2.5 \rho}{T} \frac{g}{|g|} \Big), \quad

@@ -40,7 +40,7 @@ def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
     .. math:: d_j \leftarrow \frac{d_j}{|d_j|} |w_j|, \qquad d \sim N(0, I)
 
     for each filter j: all weights that lead to one output unit, which is the last axis of a leaf in
-    Flax's layout. Leaves of fewer than two axes (biases, scales of normalisation) get 0. Slices
+    Flax's layout. Leaves of fewer than two axes (biases, scales of normalization) get 0. Slices
     along such directions can be compared between networks that differ in the scale of their
     weights.
 

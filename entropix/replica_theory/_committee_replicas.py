@@ -16,7 +16,7 @@ TINY = 1e-300
 
 
 def best_shifts(h: jax.Array, log_delta: jax.Array, variance: jax.Array, output: Output) -> Shift:
-    """How far the centre's K fields move to make the output right, at the cost |s|^2 / (2 delta).
+    """How far the center's K fields move to make the output right, at the cost |s|^2 / (2 delta).
 
     The maximum over s of log P(u / sqrt V) - |s|^2 / (2 delta), u = h + s, from the fields with the
     fewest and smallest changes of sign that make the output right. Given the other units, P is

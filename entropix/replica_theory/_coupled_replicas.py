@@ -1,4 +1,4 @@
-"""Binary weights coupled to a binary centre: the saddle point of finitely many replicas."""
+"""Binary weights coupled to a binary center: the saddle point of finitely many replicas."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from entropix.replica_theory._replicas import best_shift
 
 # Standard deviations within which a Gaussian factor is integrated.
 REACH = 9.0
-# Spacings for the field that all centres share, on the two sides, and points for their own.
+# Spacings for the field that all centers share, on the two sides, and points for their own.
 WEIGHT_SPACING, PATTERN_SPACING = 0.07, 0.1
 WEIGHT_NODES, PATTERN_NODES = 201, 193
 # Standard deviations about the peak beyond which that own field does not matter to a weight.
@@ -29,9 +29,9 @@ class Fields(NamedTuple):
     """What acts on a weight.
 
     Attributes:
-      attraction: gamma, to the centre.
-      conjugate: q0hat, variance of the field that all centres share.
-      response: dqhat = y (q1hat - q0hat), y times the variance of a centre's own field.
+      attraction: gamma, to the center.
+      conjugate: q0hat, variance of the field that all centers share.
+      response: dqhat = y (q1hat - q0hat), y times the variance of a center's own field.
       replicas: y.
     """
 
@@ -45,13 +45,13 @@ class Moments(NamedTuple):
     """What the fields make of the weights.
 
     Attributes:
-      overlap: S, with the centre.
+      overlap: S, with the center.
       susceptibility: dS / dgamma.
-      q0: of replicas of two centres.
-      complement: 1 - q1, q1 that of two replicas of one centre.
+      q0: of replicas of two centers.
+      complement: 1 - q1, q1 that of two replicas of one center.
       response: dq = y (q1 - q0).
       free: mean log 2 cosh v.
-      potential: mean log-partition function of a centre's weight and those of its replicas.
+      potential: mean log-partition function of a center's weight and those of its replicas.
     """
 
     overlap: jax.Array
@@ -70,7 +70,7 @@ class Patterns(NamedTuple):
       conjugate: q0hat / alpha.
       response: dqhat / alpha.
       free: mean log-probability that a replica is right.
-      potential: mean log-probability that all replicas of a centre are.
+      potential: mean log-probability that all replicas of a center are.
     """
 
     conjugate: jax.Array
@@ -83,8 +83,8 @@ class Entropies(NamedTuple):
     """Entropies for each weight.
 
     Attributes:
-      local: Phi, of the solutions around a centre.
-      external: Omega, of the centres.
+      local: Phi, of the solutions around a center.
+      external: Omega, of the centers.
     """
 
     local: jax.Array
@@ -106,11 +106,11 @@ def entropies(
 
 
 def moments_of(fields: Fields) -> Moments:
-    """The weights' side: the sum over the centre's sign, the integral over its own field."""
+    """The weights' side: the sum over the center's sign, the integral over its own field."""
     gamma, conjugate, response, y = fields
     z = half_line_quadrature(WEIGHT_SPACING)
-    centre = jnp.array([1.0, -1.0])[None, :, None]
-    h = jnp.sqrt(conjugate) * z.nodes[:, None, None] + gamma * centre
+    center = jnp.array([1.0, -1.0])[None, :, None]
+    h = jnp.sqrt(conjugate) * z.nodes[:, None, None] + gamma * center
     # By symmetry of cosh the field may point upwards; the nodes may depend on anything.
     size, side = jnp.abs(h), jnp.where(h < 0, -1.0, 1.0)
     own, log_measure = _around_weight(*jax.lax.stop_gradient((size, response, y)))
@@ -123,7 +123,7 @@ def moments_of(fields: Fields) -> Moments:
     def mean(values: jax.Array) -> jax.Array:
         return jnp.sum(p * values, axis=(1, 2))
 
-    aligned, first = mean(centre * m), mean(m)
+    aligned, first = mean(center * m), mean(m)
     complement = z.weights @ mean(1 / jnp.cosh(v) ** 2)
     overlap = z.weights @ aligned
     return Moments(
@@ -138,7 +138,7 @@ def moments_of(fields: Fields) -> Moments:
 
 
 def patterns_of(moments: Moments, replicas: jax.Array) -> Patterns:
-    """The patterns' side: the probability to the power y, averaged over a centre's own field."""
+    """The patterns' side: the probability to the power y, averaged over a center's own field."""
     z = gaussian_quadrature(PATTERN_SPACING, REACH)
     variance, y = moments.complement, replicas
     h = jnp.sqrt(moments.q0) * z.nodes
@@ -160,7 +160,7 @@ def patterns_of(moments: Moments, replicas: jax.Array) -> Patterns:
 
 
 def _around_weight(h: jax.Array, response: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Nodes of a centre's own field, normal, and the logarithms of their weights, at fields h > 0.
+    """Nodes of a center's own field, normal, and the logarithms of their weights, at fields h > 0.
 
     The y factors 2 cosh move the peak by up to sqrt(y dqhat), to v = h + dqhat tanh v, and widen
     it. The other peak, of the opposite sign, is inside the window unless it is far away, and then
@@ -184,7 +184,7 @@ def _around_weight(h: jax.Array, response: jax.Array, y: jax.Array) -> tuple[jax
 def _around_threshold(
     h: jax.Array, response: jax.Array, variance: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Nodes of a centre's own field, normal, and the logarithms of their weights, at fields h.
+    """Nodes of a center's own field, normal, and the logarithms of their weights, at fields h.
 
     As a function of the own field s the integrand is a Gaussian of the wide scale sqrt(dq / y),
     cut off where h + s gets negative, on the narrow scale sqrt((1 - q1) / y). With large responses

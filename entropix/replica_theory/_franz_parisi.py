@@ -230,7 +230,7 @@ def _spherical_moments(fields: Fields, reference: Reference) -> tuple[Overlaps, 
 
 
 def _align_binary(fields: Fields, overlaps: Overlaps, p: jax.Array, reference: Reference) -> Fields:
-    """One Newton step of phat towards the overlap p; dp / dphat = 1 - q1."""
+    """One Newton step of phat toward the overlap p; dp / dphat = 1 - q1."""
     del reference
     return fields._replace(p=fields.p + (p - overlaps.p) / (1 - overlaps.q1))
 

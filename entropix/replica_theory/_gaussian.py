@@ -42,7 +42,7 @@ def half_line_quadrature(spacing: float) -> Quadrature:
     """Rule for the Gaussian measure on z > 0, in the variable t, z = exp(t - exp(-t)).
 
     For even functions of z that are not smooth at 0, as functions of abs(z) are, or change there
-    over a width that tends to 0: the nodes get ever closer towards 0. Equal spacings h are wrong
+    over a width that tends to 0: the nodes get ever closer toward 0. Equal spacings h are wrong
     by some h^2 / 30 times the jump of the derivative.
     """
     t = np.arange(-3.5, 2.33, spacing)

@@ -29,7 +29,7 @@ def log_slope(u: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def best_shift(h: jax.Array, log_delta: jax.Array, variance: jax.Array) -> Shift:
-    """How far the centre's field h moves towards the right sign, at the cost s^2 / (2 delta).
+    """How far the center's field h moves toward the right sign, at the cost s^2 / (2 delta).
 
     The maximum is where w = log s solves w = log delta + log lambda(h + e^w), lambda being the
     slope of log H(-u / sqrt V) in u. In logarithms the equation keeps its precision for any delta,

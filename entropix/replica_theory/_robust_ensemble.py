@@ -1,4 +1,4 @@
-"""Local entropy around a centre chosen by finitely many replicas: the robust ensemble."""
+"""Local entropy around a center chosen by finitely many replicas: the robust ensemble."""
 
 from typing import NamedTuple
 
@@ -35,14 +35,14 @@ class RobustEnsemble(NamedTuple):
     """Answer of `robust_ensemble`; every field has the shape of all arguments together.
 
     Attributes:
-      entropy: Phi, logarithm of the number of solutions at that distance of a centre, for each
+      entropy: Phi, logarithm of the number of solutions at that distance of a center, for each
         weight.
-      replicas: y, of each centre.
-      external_entropy: Omega, logarithm of the number of such centres, for each weight; where it is
+      replicas: y, of each center.
+      external_entropy: Omega, logarithm of the number of such centers, for each weight; where it is
         negative there are none.
       attraction: gamma, the field that holds the replicas at that distance.
-      mutual_overlap: q1, of two replicas of a centre.
-      cross_overlap: q0, of replicas of two centres.
+      mutual_overlap: q1, of two replicas of a center.
+      cross_overlap: q0, of replicas of two centers.
       beyond_capacity: whether there are no typical solutions at this load.
       residual: largest of the saddle-point equations.
       iterations: of Newton's method.
@@ -67,9 +67,9 @@ def robust_ensemble(
     *,
     replicas: float | jax.Array | None = None,
 ) -> RobustEnsemble:
-    r"""Local entropy of the binary perceptron around centres that y replicas have chosen.
+    r"""Local entropy of the binary perceptron around centers that y replicas have chosen.
 
-    Binary centres w are weighed by the number of solutions at the Hamming distance d = (1 - S) / 2
+    Binary centers w are weighed by the number of solutions at the Hamming distance d = (1 - S) / 2
     to the power y, which is the measure of y replicas that are solutions at the overlap S with w.
     With one step of replica symmetry breaking, of blocks of y,
 
@@ -80,10 +80,10 @@ def robust_ensemble(
 
     with the fields :math:`v_w = \sqrt{\hat q_0} z_0 + \sqrt{\hat q_1 - \hat q_0} z_1 + \gamma w`
     and :math:`u = (\sqrt{q_0} z_0 + \sqrt{q_1 - q_0} z_1) / \sqrt{1 - q_1}`. The local entropy is
-    :math:`\Phi = d(y A) / dy`, and the external entropy, of the centres, is
-    :math:`\Omega = y (A - \Phi) = -y^2 dA / dy`. It falls as y grows. The best centres there are
+    :math:`\Phi = d(y A) / dy`, and the external entropy, of the centers, is
+    :math:`\Omega = y (A - \Phi) = -y^2 dA / dy`. It falls as y grows. The best centers there are
     have no external entropy, which fixes y: more replicas (`wide_minima` has infinitely many) ask
-    for centres that do not exist, at the least in this approximation.
+    for centers that do not exist, at the least in this approximation.
 
     Up to a load of about 0.767 the entropy so found grows with the distance all the way. Above it
     the curve breaks up about d = 0.043, where the equations lose their solution: the dense region
@@ -91,7 +91,7 @@ def robust_ensemble(
 
     Args:
       alpha: load, patterns for each weight, above 0; a number or an array.
-      distance: Hamming distance d from the centre, as a fraction of the weights, inside (0, 1); a
+      distance: Hamming distance d from the center, as a fraction of the weights, inside (0, 1); a
         number or an array, broadcast with ``alpha``.
       replicas: y, above 1; a number or an array, broadcast with the others. Default None: where
         the external entropy vanishes.
@@ -106,7 +106,7 @@ def robust_ensemble(
       ValueError: double precision is off, or an argument is out of its range.
 
     Examples:
-      Ever more replicas around a centre, and as many as there are centres for:
+      Ever more replicas around a center, and as many as there are centers for:
 
       >>> import jax, jax.numpy as jnp
       >>> with jax.enable_x64(True):
@@ -179,7 +179,7 @@ def _sides(
 def _saddle_point(
     alpha: jax.Array, distance: jax.Array, replicas: jax.Array, free: jax.Array
 ) -> Solution:
-    """Plain iteration far from the centre, then Newton's method on the way to it."""
+    """Plain iteration far from the center, then Newton's method on the way to it."""
 
     def iterate(_: jax.Array, unknowns: jax.Array) -> jax.Array:
         moments, implied = _sides(_fields(unknowns), alpha, first)[:2]

@@ -1,4 +1,4 @@
-"""Local entropy of the widest minima: infinitely many replicas around a centre."""
+"""Local entropy of the widest minima: infinitely many replicas around a center."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.replica_theory._binary_centre import binary_centre
+from entropix.replica_theory._binary_center import binary_center
 from entropix.replica_theory._committee_replicas import Output, best_shifts
 from entropix.replica_theory._energy import Overlap, output_overlap, output_slope
 from entropix.replica_theory._gaussian import gaussian_quadrature
@@ -35,12 +35,12 @@ class WideMinima(NamedTuple):
     """Answer of `wide_minima`; every field has the shape of loads and distances together.
 
     Attributes:
-      entropy: of the solutions at that distance of the best centre, for each weight: logarithm of
+      entropy: of the solutions at that distance of the best center, for each weight: logarithm of
         their number (binary), or of the fraction that they are of the weights at that distance
         (spherical); 0 where all weights there are solutions. nan where ``beyond_typical``.
       mutual_overlap: q1, of two replicas.
       log_response: log dq, dq = lim y (q1 - q0) for y replicas, q0 the overlap of two groups of
-        them: how freely the centre can still be chosen.
+        them: how freely the center can still be chosen.
       beyond_typical: whether two typical solutions are closer than the replicas: they then need no
         attraction, and the formula has no meaning (spherical weights).
       beyond_capacity: whether the load exceeds the perceptron's capacity; never said of committees,
@@ -68,11 +68,11 @@ def wide_minima(
     hidden_units: float = 1,
     output: Output = "majority",
 ) -> WideMinima:
-    r"""Largest local entropy: of the solutions around the best centre, at a distance from it.
+    r"""Largest local entropy: of the solutions around the best center, at a distance from it.
 
-    The number of solutions around a centre is maximised over all centres, by y to infinity replicas
+    The number of solutions around a center is maximized over all centers, by y to infinity replicas
     with the mutual overlap q1. Spherical weights, with the replicas at D = 1 - q1 from their
-    barycentre, in units of all weights there:
+    barycenter, in units of all weights there:
 
     .. math:: \mathcal G = \min_{\delta q \ge 0} \frac{q_1}{2 (1 - q_1 + \delta q)} + \alpha
        \int\! Dz \max_s \left[ -\frac{s^2}{2 Q_1' \delta q}
@@ -80,14 +80,14 @@ def wide_minima(
 
     with :math:`Q_1 = q_1` for the perceptron and :math:`(2/\pi) \arcsin q_1` for the large
     committee; with K hidden units z and s have K components, the last term is the log-probability
-    of a right output, and :math:`Q_1' = 1`. Binary weights have a binary centre at the Hamming
+    of a right output, and :math:`Q_1' = 1`. Binary weights have a binary center at the Hamming
     distance d, and an extremum over three more variables in place of the first term.
 
     With infinitely many hidden units the parity machine's output is uncorrelated at any distance:
     its curve is flat at :math:`-\alpha \log 2`, and it has no wide minima. At finite K it is not
     flat.
 
-    The centres' own entropy comes out negative here: their replica symmetry is broken, which is
+    The centers' own entropy comes out negative here: their replica symmetry is broken, which is
     neglected, so that the values are estimates.
 
     Args:
@@ -155,12 +155,12 @@ def _wide_minima(
         alpha, distance = point
         never = jnp.zeros([], bool)
         if weights == "binary":
-            centre = binary_centre(alpha, overlap_at(distance, weights))
+            center = binary_center(alpha, overlap_at(distance, weights))
             return WideMinima(
-                centre.entropy, centre.mutual_overlap, centre.log_response, never, alpha >= limit,
-                centre.residual, centre.iterations, centre.converged,
+                center.entropy, center.mutual_overlap, center.log_response, never, alpha >= limit,
+                center.residual, center.iterations, center.converged,
             )  # fmt: skip
-        entropy, solution, beyond = _spherical_centre(alpha, distance, hidden_units, output)
+        entropy, solution, beyond = _spherical_center(alpha, distance, hidden_units, output)
         return WideMinima(
             jnp.where(beyond, jnp.nan, entropy), 1 - distance, solution.x, beyond, alpha >= limit,
             solution.residual, solution.iterations, solution.converged,
@@ -172,7 +172,7 @@ def _wide_minima(
 
 
 def _flat(alpha: jax.Array, distance: jax.Array) -> WideMinima:
-    """Half of all weights are right on each pattern, at any distance, whatever the centre."""
+    """Half of all weights are right on each pattern, at any distance, whatever the center."""
     zero = jnp.zeros_like(alpha)
     no = jnp.zeros(alpha.shape, bool)
     return WideMinima(
@@ -181,7 +181,7 @@ def _flat(alpha: jax.Array, distance: jax.Array) -> WideMinima:
     )  # fmt: skip
 
 
-def _spherical_centre(
+def _spherical_center(
     alpha: jax.Array, distance: jax.Array, hidden_units: float, output: Output
 ) -> tuple[jax.Array, Solution, jax.Array]:
     """The minimum over x = log dq: the entropy, the root, and whether dq = 0 is already beyond."""

@@ -15,7 +15,7 @@ class Spread(NamedTuple):
     """Answer of `spread`.
 
     Attributes:
-      total: root mean square distance of the replicas from their centre, per parameter. # shape=()
+      total: root mean square distance of the replicas from their center, per parameter. # shape=()
       leaves: the same for each leaf alone, a tree like the parameters.
     """
 
@@ -75,7 +75,7 @@ def num_replicas(params: Any) -> int:
 def replicate(
     params: Any, replicas: int, *, std: float | jax.Array = 0.0, key: jax.Array | int = 0
 ) -> Any:
-    r"""Stacks y replicas: copies of one network, perturbed copies, or y initialisations.
+    r"""Stacks y replicas: copies of one network, perturbed copies, or y initializations.
 
     .. math:: x^a = x + s z^a, \qquad z^a \sim N(0, I)
 
@@ -84,7 +84,7 @@ def replicate(
         called with a key of its own for each replica.
       replicas: y, at least 1.
       std: s, in units of the parameters. At least 0, default 0.
-      key: an integer seed or a key of ``jax.random.key``, for the noise and the initialisations.
+      key: an integer seed or a key of ``jax.random.key``, for the noise and the initializations.
         Default 0.
 
     Returns:
@@ -104,7 +104,7 @@ def replicate(
 
     Reference:
       Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021, starts
-      the replicas from y initialisations.
+      the replicas from y initializations.
     """
     check_integer("replicas", replicas, at_least=1)
     check_number("std", std, at_least=0)
@@ -123,7 +123,7 @@ def replicate(
 
 
 def center(params: Any) -> Any:
-    r"""The centre of the replicas, the network to evaluate: :math:`\bar x = \frac1y \sum_a x^a`.
+    r"""The center of the replicas, the network to evaluate: :math:`\bar x = \frac1y \sum_a x^a`.
 
     Args:
       params: replicas stacked on the first axis of every leaf.
@@ -148,7 +148,7 @@ def center(params: Any) -> Any:
 
 
 def spread(params: Any) -> Spread:
-    r"""How far the replicas are from their centre, in all and leaf by leaf.
+    r"""How far the replicas are from their center, in all and leaf by leaf.
 
     .. math:: s = \sqrt{\frac{1}{y N} \sum_{a=1}^{y} |x^a - \bar x|^2}
 
@@ -181,7 +181,7 @@ def spread(params: Any) -> Spread:
 
 
 def collapse(params: Any) -> Any:
-    r"""Puts every replica at the centre: :math:`x^a \leftarrow \bar x`.
+    r"""Puts every replica at the center: :math:`x^a \leftarrow \bar x`.
 
     Args:
       params: replicas stacked on the first axis of every leaf.
@@ -204,12 +204,12 @@ def collapse(params: Any) -> Any:
 
 
 def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
-    r"""Takes y replicas to any other number, the centre kept.
+    r"""Takes y replicas to any other number, the center kept.
 
     .. math:: x'^b = x^{b \bmod y} - \frac{1}{y'} \sum_c x^{c \bmod y} + \bar x,
               \qquad b = 0, \dots, y' - 1
 
-    The first y' of them, or all of them over and over, moved together so that their centre stays
+    The first y' of them, or all of them over and over, moved together so that their center stays
     where it was. An optimizer state follows its replica: its leaves with the replica axis are taken
     in the same order and not moved, since they may have to stay positive.
 
@@ -217,7 +217,7 @@ def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
       params: y replicas stacked on the first axis of every leaf.
       replicas: y', at least 1.
       state: a pytree such as an optimizer state, whose leaves with a first axis of length y belong
-        to the replicas; the others (counters, a moving centre) are shared.
+        to the replicas; the others (counters, a moving center) are shared.
 
     Returns:
       Parameters and state for y' replicas.
@@ -248,7 +248,7 @@ def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
 
 
 def revive(params: Any, state: Any = None) -> Revived:
-    """Replaces replicas that are not finite by the centre of the others.
+    """Replaces replicas that are not finite by the center of the others.
 
     The coupling itself leaves them out of its mean, so that they poison nobody in the meantime;
     call this every so often, jitted, to put them back to work. Nothing is moved while all are

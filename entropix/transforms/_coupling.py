@@ -1,4 +1,4 @@
-"""Replicated SGD: several copies of a network, pulled towards their mean."""
+"""Replicated SGD: several copies of a network, pulled toward their mean."""
 
 from typing import Literal, NamedTuple
 
@@ -18,8 +18,8 @@ class CoupleReplicasState(NamedTuple):
 
     Attributes:
       step: number t of updates made, one count for all stacked replicas. # shape=(), dtype=int32
-      center: the moving centre, with length 1 on the stacked axis; zeros before the first coupling.
-        None when the centre is the mean.
+      center: the moving center, with length 1 on the stacked axis; zeros before the first coupling.
+        None when the center is the mean.
     """
 
     step: jax.Array
@@ -35,7 +35,7 @@ def couple_replicas(
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
-    r"""Adds to each replica's gradient the pull towards the mean of all y replicas.
+    r"""Adds to each replica's gradient the pull toward the mean of all y replicas.
 
     .. math:: d^a \leftarrow d^a + K \gamma (x^a - \bar x), \qquad \bar x = \frac{1}{y} \sum_a x^a,
               \qquad \text{on every step } t \equiv 0 \pmod K
@@ -46,7 +46,7 @@ def couple_replicas(
     ``optax.chain(couple_replicas(gamma, axis=0), optax.adam(1e-3))`` is replicated Adam. Wrap it in
     ``optax.masked`` to couple some layers only.
 
-    With ``center="moving"`` the pull is towards a centre that follows the mean at each coupling,
+    With ``center="moving"`` the pull is toward a center that follows the mean at each coupling,
 
     .. math:: \tilde x \leftarrow (1 - \beta) \tilde x + \beta \bar x, \qquad
               d^a \leftarrow d^a + K \gamma (x^a - \tilde x),
@@ -64,7 +64,7 @@ def couple_replicas(
         papers.
       every: K, steps between couplings. At least 1, default 1.
       center: ``"mean"`` (default) or ``"moving"``.
-      center_rate: beta, the weight of the mean in the moving centre, or a schedule of the number of
+      center_rate: beta, the weight of the mean in the moving center, or a schedule of the number of
         updates made. From 0 to 1, default 0.9.
       axis: the axis of every leaf along which the replicas are stacked.
       axis_name: name, or tuple of names, of the mapped axes (``vmap``, ``pmap``, ``shard_map``)
@@ -166,7 +166,7 @@ def replicated_sgd(
     .. math:: d^a &= \nabla f(x^a) + K \gamma (x^a - \bar x) [t \equiv 0 \bmod K] + \lambda x^a \\
               x^a &\leftarrow \mathrm{SGD}(x^a, d^a)
 
-    The robust network to evaluate is the centre :math:`\bar x`: the mean over ``axis``, with batch
+    The robust network to evaluate is the center :math:`\bar x`: the mean over ``axis``, with batch
     statistics recomputed by `entropix.nn.recompute_batch_stats`.
 
     Args:

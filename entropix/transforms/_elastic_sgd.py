@@ -1,4 +1,4 @@
-"""Elastic-averaging SGD: replicas on springs to a centre that follows them."""
+"""Elastic-averaging SGD: replicas on springs to a center that follows them."""
 
 import optax
 
@@ -18,7 +18,7 @@ def elastic_sgd(
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
-    r"""Elastic-averaging SGD (EASGD), with momentum EAMSGD: `couple_replicas` to a moving centre.
+    r"""Elastic-averaging SGD (EASGD), with momentum EAMSGD: `couple_replicas` to a moving center.
 
     On every step t = 0 mod K, with the velocity v = 0 without momentum,
 
@@ -27,8 +27,8 @@ def elastic_sgd(
 
     and plain SGD on the others. The elastic force stays outside the velocity. The paper's moving
     rate is :math:`\alpha = \eta K \gamma` (`entropix.scoping.from_easgd`), and its choice of beta
-    is alpha times the number of replicas. The paper moves weights and centre at once, each by the
-    other's old value; here the centre moves first, so that K = 1, beta = 1 is `replicated_sgd`
+    is alpha times the number of replicas. The paper moves weights and center at once, each by the
+    other's old value; here the center moves first, so that K = 1, beta = 1 is `replicated_sgd`
     without momentum.
 
     Evaluate at the mean of the replicas, or at the ``center`` of the state,
@@ -55,7 +55,7 @@ def elastic_sgd(
       ValueError: see `couple_replicas`.
 
     Examples:
-      Two replicas with different minima stay between them, and so does the centre:
+      Two replicas with different minima stay between them, and so does the center:
 
       >>> import jax.numpy as jnp, optax, entropix
       >>> data = jnp.array([1.0, 3.0])

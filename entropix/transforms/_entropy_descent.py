@@ -161,7 +161,7 @@ def entropy_descent(
         )
 
     def start(params: optax.Params, inner_state: optax.OptState) -> _Loop:
-        """X' = mu = x."""
+        """The loop at its start: x' = mu = x."""
         return _Loop(
             anchor=jax.tree.map(jnp.copy, params),
             lag=optax.tree.zeros_like(params, dtype=accumulator_dtype),

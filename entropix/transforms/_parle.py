@@ -72,7 +72,7 @@ def parle(
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Parle: y replicas of Entropy-SGD whose outer steps pull them towards each other.
+    r"""Parle: y replicas of Entropy-SGD whose outer steps pull them toward each other.
 
     `entropy_descent` with the inner loop of `entropy_sgd`, which gives each replica its own running
     average :math:`\mu^a`, and then
@@ -92,7 +92,7 @@ def parle(
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
       gamma: coupling of x' to x, in units of 1 / parameter^2 (the inverse of the paper's gamma), a
         number or a schedule of the outer step. At least 0.
-      rho: pull towards the other replicas relative to that towards the own average, without unit
+      rho: pull toward the other replicas relative to that toward the own average, without unit
         (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0.
       inner_learning_rate: eta', see `entropy_sgd`. Default 0.1.
       inner_steps: L, gradients per outer step and between couplings. Default 25.

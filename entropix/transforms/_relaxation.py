@@ -128,7 +128,7 @@ def hopf_lax_sgd(
               \nabla u(x) = \gamma (x - x'^*), \qquad x \leftarrow x - \eta (x - x'_L)
 
     L inner steps of SGD without noise look for the minimum x'*, and their last iterate stands for
-    it; the weight decay and the pull are part of what they minimise. At eta = 1 it is the proximal
+    it; the weight decay and the pull are part of what they minimize. At eta = 1 it is the proximal
     point method.
 
     Args:

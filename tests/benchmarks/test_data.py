@@ -47,7 +47,7 @@ def mocked(monkeypatch):
         yield reads
 
 
-def test_digits_are_whole_split_and_standardised():
+def test_digits_are_whole_split_and_standardized():
     digits = data.load("digits")
     assert digits.x_train.shape == (1300, 8, 8, 1)
     assert digits.x_test.shape == (497, 8, 8, 1)
@@ -57,11 +57,11 @@ def test_digits_are_whole_split_and_standardised():
     np.testing.assert_array_equal(digits.x_train, data.load("digits").x_train)
 
 
-def test_standardised_channel_by_channel_and_blank_channels_pass():
+def test_standardized_channel_by_channel_and_blank_channels_pass():
     images = np.zeros((2500, 2, 2, 2), np.uint8)
     images[::2, ..., 0] = 200
     labels = np.zeros(2500, np.int32)
-    scaled = data.standardised(data.ImageData("x", images, labels, images[:1], labels[:1], 2))
+    scaled = data.standardized(data.ImageData("x", images, labels, images[:1], labels[:1], 2))
     np.testing.assert_allclose(scaled.x_train[:2, 0, 0, 0], [1, -1], atol=1e-5)
     np.testing.assert_array_equal(scaled.x_train[..., 1], 0)
 

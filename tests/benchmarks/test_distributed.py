@@ -52,7 +52,7 @@ def test_the_record_of_a_run(alone):
     assert found["layouts"] == [{"replicas": 4, "devices": 2}]
     assert len(found["losses"]) == 2
     assert found["losses"][1] < found["losses"][0] < 2.3
-    assert found["test_error_of_centre"] < 0.9
+    assert found["test_error_of_center"] < 0.9
     assert found["spread"] > 0
     assert sorted(path.name for path in (alone / "checkpoints").iterdir()) == ["10", "20"]
 
@@ -66,13 +66,13 @@ def test_other_backends_and_a_resumed_run_end_the_same(alone, tmp_path, capsys):
     assert [path.name for path in (first / "checkpoints").iterdir()] == ["20"]
 
 
-def test_resuming_on_other_replicas_and_devices_keeps_the_centre(tmp_path, capsys):
+def test_resuming_on_other_replicas_and_devices_keeps_the_center(tmp_path, capsys):
     """8 replicas on 4 devices, 4 on 2, and back."""
     folder = tmp_path / "run"
     losses, centers = [], []
     for count, devices in ((8, 4), (4, 2), (8, 4)):
         run(replace(SHORT, output=folder, replicas=count, devices=devices, resume=bool(losses)))
-        losses.append(result(folder)["train_loss_of_centre"])
+        losses.append(result(folder)["train_loss_of_center"])
         centers.append(center(folder))
     for other in centers[1:]:
         for name in centers[0]:
@@ -81,7 +81,7 @@ def test_resuming_on_other_replicas_and_devices_keeps_the_centre(tmp_path, capsy
     # And it trains on from there without a jump.
     run(replace(SHORT, output=folder, replicas=4, devices=2, resume=True, steps=22))
     found = result(folder)
-    assert found["train_loss_of_centre"] < 1.2 * losses[0]
+    assert found["train_loss_of_center"] < 1.2 * losses[0]
     assert found["layouts"][-1] == {"replicas": 4, "devices": 2}
     assert "8 replicas on 4 devices there" in capsys.readouterr().out
 
@@ -124,9 +124,9 @@ def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, 
     run(replace(SHORT, output=tmp_path / "run"))
     found = result(tmp_path / "run")
     assert found["replaced"] == 1
-    assert np.isfinite(found["train_loss_of_centre"])
+    assert np.isfinite(found["train_loss_of_center"])
     assert np.isfinite(found["losses"][-1])
-    assert "1 replicas replaced by the centre of the others" in capsys.readouterr().out
+    assert "1 replicas replaced by the center of the others" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

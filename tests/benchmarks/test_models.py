@@ -30,13 +30,13 @@ def test_every_model_takes_every_image(name, shape):
     [
         # 784-1024-1024-10 with biases.
         ("mnistfc", (28, 28, 1), 784 * 1024 + 1024 * 1024 + 1024 * 10 + 1024 + 1024 + 10),
-        # 5x5 filters 1-20-50, 4x4x50-500-10; scale and shift of each normalisation.
+        # 5x5 filters 1-20-50, 4x4x50-500-10; scale and shift of each normalization.
         ("lenet", (28, 28, 1), 500 + 40 + 25_000 + 100 + 400_000 + 1000 + 5010),
         # The small networks of the Entropy-SGD paper, and that of SGD as variational inference.
         ("small_mnistfc", (28, 28, 1), 50_890),
         ("small_lenet", (28, 28, 1), 47_658),
         ("tiny_lenet", (28, 28, 1), 13_338),
-        # All-CNN-C without biases, scale and shift of each normalisation.
+        # All-CNN-C without biases, scale and shift of each normalization.
         (
             "allcnn",
             (32, 32, 3),

@@ -70,20 +70,20 @@ def test_mean_and_standard_error():
 
 def test_differences_are_paired(found):
     found["methods"]["adam"]["final"]["test_error"] = [0.2, 0.22, 0.21]
-    summary = results.summarise(found)["adam"]["test_error"]
+    summary = results.summarize(found)["adam"]["test_error"]
     assert summary["minus_sgd"] == pytest.approx(0.1)
     assert summary["minus_sgd_std_error"] == pytest.approx(
         np.std([0.1, 0.11, 0.09], ddof=1) / 3**0.5
     )
-    assert results.summarise(found)["sgd"]["test_error"]["minus_sgd"] == 0
+    assert results.summarize(found)["sgd"]["test_error"]["minus_sgd"] == 0
     del found["methods"]["sgd"]
-    assert "minus_sgd" not in results.summarise(found)["adam"]["test_error"]
+    assert "minus_sgd" not in results.summarize(found)["adam"]["test_error"]
 
 
 def test_results_survive_the_disk(found, tmp_path):
     results.write(tmp_path, found)
     read = results.read(tmp_path)
-    assert read.pop("statistics") == results.summarise(found)
+    assert read.pop("statistics") == results.summarize(found)
     assert read == found
     assert results.read(tmp_path / "none") is None
 

@@ -189,7 +189,7 @@ def entropix_keys(state):
     return np.asarray(jax.random.key_data(found.key)).tolist()
 
 
-def test_evaluation_weights_are_anchor_and_centre(images):
+def test_evaluation_weights_are_anchor_and_center(images):
     entropic = make_trainer("entropy_sgd", images)
     state, _ = entropic.advance(entropic.init(), 0, 30)
     weights, _ = entropic.evaluation_weights(state)

@@ -29,7 +29,7 @@ def outputs(model, patterns):
 
 
 def solutions(model, patterns, labels):
-    """The weights that classify every pattern as labelled, (S, K, n)."""
+    """The weights that classify every pattern as labeled, (S, K, n)."""
     weights, answers = outputs(model, patterns)
     return weights[np.all(answers == np.asarray(labels), axis=1)].astype(np.float64)
 

@@ -38,8 +38,8 @@ def test_limits_of_the_self_interaction(x64):
         )
         return total - FIELDS
 
-    centre = np.arctanh(np.tanh(FIELDS) * np.tanh(0.7))
-    expected = np.arctanh(np.tanh(2.5 * centre) * np.tanh(0.7))
+    center = np.arctanh(np.tanh(FIELDS) * np.tanh(0.7))
+    expected = np.arctanh(np.tanh(2.5 * center) * np.tanh(0.7))
     np.testing.assert_allclose(extra(0.7, 3.5), expected, atol=1e-12)
     np.testing.assert_allclose(extra(0.7, INF), 0.7 * np.sign(FIELDS), atol=1e-12)
     np.testing.assert_allclose(extra(INF, 3.5), 2.5 * FIELDS, atol=1e-12)
@@ -72,7 +72,7 @@ def test_many_spherical_replicas_are_infinitely_many(x64):
 
 @pytest.mark.parametrize(("gamma", "replicas"), [(0.3, 2.0), (0.3, 5.5), (0.8, 2.0)])
 def test_means_are_those_of_the_robust_ensemble(gamma, replicas, x64):
-    """Summed over all centres c: of e^(gamma W.c) (sum over W' of e^(gamma W'.c))^(y - 1)."""
+    """Summed over all centers c: of e^(gamma W.c) (sum over W' of e^(gamma W'.c))^(y - 1)."""
     model = Committee(11)
     errors = []
     for seed in range(4):

@@ -118,7 +118,7 @@ def test_solutions_of_replicas_are_wider_than_those_of_one():
     assert np.mean(gain) > 0.01
 
 
-def test_attraction_brings_the_centre_to_a_solution_sooner():
+def test_attraction_brings_the_center_to_a_solution_sooner():
     examples = random_patterns(SPHERE, 1.0, 0)
     apart = entropic_lal(SPHERE, *examples, 1, attraction=0.0, max_epochs=150)
     drawn = entropic_lal(SPHERE, *examples, 1, max_epochs=150)

@@ -1,4 +1,4 @@
-"""Noise of the inputs' colour, against its closed form and its limits."""
+"""Noise of the inputs' color, against its closed form and its limits."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -55,9 +55,9 @@ def test_periodogram_band_covers_white_increments_pointwise():
 def test_autocorrelation_is_the_sum_over_lagged_pairs():
     path = walk(0)
     found = autocorrelation(path, 0, num_lags=399, num_surrogates=2)
-    centred = path - path.mean(0)
+    centered = path - path.mean(0)
     for lag in (0, 1, 50, 399):
-        expected = (centred[: 400 - lag] * centred[lag:]).sum(0) / (centred**2).sum(0)
+        expected = (centered[: 400 - lag] * centered[lag:]).sum(0) / (centered**2).sum(0)
         np.testing.assert_allclose(found.correlation[lag], expected, atol=1e-12)
 
 

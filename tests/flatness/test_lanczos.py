@@ -16,7 +16,7 @@ def symmetric(spectrum):
 
 
 def reference(a, start, num_steps):
-    """Lanczos by the book, each vector orthogonalised three times against all before it."""
+    """Lanczos by the book, each vector orthogonalized three times against all before it."""
     q = [start / np.linalg.norm(start)]
     diagonal, off_diagonal = [], []
     for _ in range(num_steps):
@@ -49,7 +49,7 @@ def test_equals_the_numpy_process(num_steps, x64):
 
 
 def test_float32_basis_stays_orthonormal_when_ritz_values_converge():
-    """Without re-orthogonalisation the outliers come back as ghosts after some 30 steps."""
+    """Without re-orthogonalization the outliers come back as ghosts after some 30 steps."""
     spectrum = np.concatenate([1e-2 * RNG.normal(size=500), [30.0, 20.0, -10.0]])
     a = jnp.asarray(symmetric(spectrum), jnp.float32)
     start = jnp.asarray(RNG.normal(size=503), jnp.float32)

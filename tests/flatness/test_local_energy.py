@@ -62,13 +62,13 @@ def relu_network(scale):
     }
 
 
-LABELLED = jnp.asarray(X, jnp.float32), jnp.asarray(RNG.integers(0, 3, 50), jnp.int32)
+LABELED = jnp.asarray(X, jnp.float32), jnp.asarray(RNG.integers(0, 3, 50), jnp.int32)
 
 
 def test_multiplicative_noise_does_not_see_the_scale_of_relu_layers():
     run = lambda scale, kind: (
         local_energy(
-            relu_error_rate, relu_network(scale), LABELLED, 0, sigma=0.3, kind=kind, num_samples=20
+            relu_error_rate, relu_network(scale), LABELED, 0, sigma=0.3, kind=kind, num_samples=20
         ).mean
     )
     assert run(1.0, "multiplicative") == run(4.0, "multiplicative")
@@ -86,16 +86,16 @@ def test_only_masked_leaves_are_perturbed(name):
     """With the other layer frozen, its gradient of the local energy is that at the point itself."""
     params, masked = relu_network(1.0), MASKS[name]
     seen = lambda params, batch: jnp.sum(params["out"]["w"]) + 0 * jnp.mean(batch[0])
-    assert float(local_energy(seen, params, LABELLED, 0, sigma=1.0, mask=masked).mean) == 0
+    assert float(local_energy(seen, params, LABELED, 0, sigma=1.0, mask=masked).mean) == 0
     moved = lambda params, batch: jnp.sum(params["in"]["w"] ** 2) + 0 * jnp.mean(batch[0])
     expected = float(jnp.sum(params["in"]["w"] ** 2))
-    answer = local_energy(moved, params, LABELLED, 0, sigma=1.0, mask=masked, num_samples=400)
+    answer = local_energy(moved, params, LABELED, 0, sigma=1.0, mask=masked, num_samples=400)
     assert abs(float(answer.mean) - expected) < 4 * float(answer.std_error)
 
 
 def test_samples_in_any_chunks_and_jit_give_the_same():
     run = lambda size: local_energy(
-        relu_error_rate, relu_network(1.0), LABELLED, 0, sigma=0.3, num_samples=10,
+        relu_error_rate, relu_network(1.0), LABELED, 0, sigma=0.3, num_samples=10,
         sample_batch_size=size,
     )  # fmt: skip
     expected = run(1)
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_draws():
 )
 def test_bad_input(arguments, error, message):
     arguments = {
-        "objective": relu_error_rate, "params": relu_network(1.0), "data": LABELLED, "key": 0,
+        "objective": relu_error_rate, "params": relu_network(1.0), "data": LABELED, "key": 0,
         "sigma": 0.1,
     } | arguments  # fmt: skip
     with pytest.raises(error, match=message):

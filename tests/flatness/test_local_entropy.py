@@ -32,7 +32,7 @@ def many(loss, params, num_keys=100, **options):
 
 
 def assert_covered(estimates, errors, exact):
-    """Centred on the exact values, with a spread that the error bars tell."""
+    """Centered on the exact values, with a spread that the error bars tell."""
     z = (np.asarray(estimates) - exact) / np.asarray(errors)
     assert np.all(np.abs(np.mean(z, 0)) < 4 / len(z) ** 0.5), np.mean(z, 0)
     assert np.all((np.std(z, 0) > 0.7) & (np.std(z, 0) < 1.3)), np.std(z, 0)
@@ -50,7 +50,7 @@ def quadratic_entropy(center):
 
 
 def integral(loss, center, gamma, power=0):
-    """log of the normalised integral over one weight, or the mean of x'^power, on a grid."""
+    """log of the normalized integral over one weight, or the mean of x'^power, on a grid."""
     x = np.linspace(-12, 12, 60_001)
     weight = np.exp(-loss(x) - gamma / 2 * (x - center) ** 2)
     if power:

@@ -51,7 +51,7 @@ def tabulated():
 
 
 def posterior(q, beta, gamma):
-    """Stabilities, log-normalisation for each x, and probabilities of the own field."""
+    """Stabilities, log-normalization for each x, and probabilities of the own field."""
     u = np.sqrt(q) * X[:, None] + np.sqrt(1 - q) * A
     loss = np.logaddexp(0, -2 * gamma * u) / (2 * gamma)
     log_weight = -beta * loss - A**2 / 2 + np.log((A[1] - A[0]) / np.sqrt(2 * np.pi))
@@ -142,7 +142,7 @@ def test_table(tabulated, row, beta, errors, entropy, tolerance):
 
 
 def test_minima_lie_in_dense_regions(minima):
-    """Between typical solutions and the best centres, as tabulated."""
+    """Between typical solutions and the best centers, as tabulated."""
     typical, best = np.array([0.27235, 0.20438, 0.11443]), np.array([0.33506, 0.27658, 0.18579])
     entropy = np.asarray(minima.entropy)[:, [0, 1, 3]]
     assert np.all(entropy > typical + 0.05)

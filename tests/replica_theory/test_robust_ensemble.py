@@ -19,7 +19,7 @@ STEP = 1e-5
 class Functional:
     """A(y) of `robust_ensemble`, y times it, with sums over equally spaced z0 and z1.
 
-    The spacing of z0 is fine where the better sign of the centre changes, at 0.
+    The spacing of z0 is fine where the better sign of the center changes, at 0.
     """
 
     def __init__(self, alpha, overlap, replicas, spacing=0.02, reach=30.0):
@@ -124,7 +124,7 @@ def test_many_replicas_are_infinitely_many(fixed, x64):
     assert fixed.replicas[3] == pytest.approx(1e5)
 
 
-def test_replicas_trade_centres_for_solutions_around_them(best, x64):
+def test_replicas_trade_centers_for_solutions_around_them(best, x64):
     replicas = jnp.array([3.0, 12.0, best.replicas[0], 1e3])
     answers = robust_ensemble(0.75, 0.05, replicas=replicas)
     assert np.all(answers.converged)

@@ -1,4 +1,4 @@
-"""Local entropies of the widest minima against tables, limits, and direct maximisation."""
+"""Local entropies of the widest minima against tables, limits, and direct maximization."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_spherical_perceptron_table(x64):
 
 
 @pytest.mark.parametrize("distance", [0.1, 0.4])
-def test_spherical_perceptron_is_the_minimum_of_a_direct_maximisation(distance, x64):
+def test_spherical_perceptron_is_the_minimum_of_a_direct_maximization(distance, x64):
     """The defining min-max on a grid of shifts, in NumPy."""
     q1, shifts = 1 - distance, np.linspace(0, 6, 3001)
     gain = log_ndtr((math.sqrt(q1) * Z[::6, None] + shifts) / math.sqrt(distance))
@@ -99,7 +99,7 @@ def test_spherical_perceptron_is_the_minimum_of_a_direct_maximisation(distance, 
 
 
 def test_full_density_close_by_exactly_below_the_capacity(x64):
-    """At D to 0 all weights around the best centre of a perceptron are solutions iff alpha < 2."""
+    """At D to 0 all weights around the best center of a perceptron are solutions iff alpha < 2."""
     close = spherical(jnp.array([0.5, 1.0, 1.5]), 1e-3)
     np.testing.assert_allclose(close.entropy, 0, atol=1e-6)
     assert np.all(close.converged)

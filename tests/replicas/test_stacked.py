@@ -22,7 +22,7 @@ def as_matrix(stack):
     )
 
 
-def test_copies_perturbed_copies_and_initialisations():
+def test_copies_perturbed_copies_and_initializations():
     params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(100_000)}
     copies = replicas.replicate(params, 3)
     for name, leaf in copies.items():
@@ -63,7 +63,7 @@ def test_collapse():
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 12])
-def test_resize_keeps_the_centre(size):
+def test_resize_keeps_the_center(size):
     new, _ = replicas.resize(STACK, size)
     matrix, old = as_matrix(new), as_matrix(STACK)
     assert len(matrix) == size
@@ -114,7 +114,7 @@ def test_a_mapped_replica_that_diverged_does_not_poison_the_others():
     assert not np.isfinite(pull[2]).any()
 
 
-def test_revive_replaces_by_the_centre_of_the_others_and_counts():
+def test_revive_replaces_by_the_center_of_the_others_and_counts():
     tx = optax.adam(0.1)
     _, state = tx.update(STACK, tx.init(STACK))
     bad = STACK | {"b": STACK["b"].at[1, 3].set(jnp.nan)}

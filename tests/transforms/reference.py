@@ -98,7 +98,7 @@ def elastic_sgd(
     momentum: float | None = None,
     weight_decay: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Zhang et al. 2015, synchronous, the centre moving first: replicas (y, N) and centre."""
+    """Zhang et al. 2015, synchronous, the center moving first: replicas (y, N) and center."""
     replicas, center = replicas.copy(), replicas.mean(0)
     optimizers = [Momentum(momentum, True) for _ in replicas]
     for step in range(steps):

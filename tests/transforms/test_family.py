@@ -84,7 +84,7 @@ def run_mapped(run, mapped):
     return jax.device_get(jax.pmap(run, axis_name="replica", devices=devices)(*inputs))
 
 
-def test_the_moving_centre_is_in_the_state():
+def test_the_moving_center_is_in_the_state():
     arguments = elastic_arguments("EASGD", 0.2)
     tx = entropix.elastic_sgd(axis=0, **arguments)
     params = as_tree(replica_starts())
@@ -212,7 +212,7 @@ def test_without_coupling_the_replicas_are_independent_runs(coupled, independent
     np.testing.assert_allclose(as_vector(actual), as_vector(expected), rtol=0, atol=1e-14)
 
 
-def test_a_moving_centre_with_rate_one_is_the_mean():
+def test_a_moving_center_with_rate_one_is_the_mean():
     mean, moving = (
         optax.chain(
             entropix.couple_replicas(0.3, center=center, center_rate=1.0, axis=0),

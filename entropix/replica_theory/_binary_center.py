@@ -1,4 +1,4 @@
-"""Binary weights around a binary centre, for infinitely many replicas."""
+"""Binary weights around a binary center, for infinitely many replicas."""
 
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ STEP = 0.1
 NEWTON_STEPS = 30
 
 
-class Centre(NamedTuple):
-    """The saddle point around the best binary centre.
+class Center(NamedTuple):
+    """The saddle point around the best binary center.
 
     Attributes:
-      entropy: of the solutions at the given overlap with the centre.
+      entropy: of the solutions at the given overlap with the center.
       mutual_overlap: q1, of two replicas.
       log_response: log dq.
       residual: largest of the equations.
@@ -43,7 +43,7 @@ class Centre(NamedTuple):
 
 
 class _Fields(NamedTuple):
-    """The unknowns: the attraction to the centre, and the logarithms of q1hat and dqhat."""
+    """The unknowns: the attraction to the center, and the logarithms of q1hat and dqhat."""
 
     attraction: jax.Array
     log_conjugate: jax.Array
@@ -59,15 +59,15 @@ class _Moments(NamedTuple):
     free: jax.Array
 
 
-def binary_centre(alpha: jax.Array, overlap: jax.Array) -> Centre:
-    r"""Entropy at the overlap S with the best centre w = +-1.
+def binary_center(alpha: jax.Array, overlap: jax.Array) -> Center:
+    r"""Entropy at the overlap S with the best center w = +-1.
 
     .. math:: \Phi = \operatorname*{extr} -\gamma S - \tfrac12 \hat q_1 (1 - q_1)
        - \tfrac12 (q_1 \delta\hat q + \hat q_1 \delta q)
        + \int\! Dz \max_v \left[ -\frac{(v - \sqrt{\hat q_1} |z| - \gamma)^2}{2 \delta\hat q}
        + \log 2 \cosh v \right] + \alpha \int\! Dz\, M(\sqrt{q_1} z; \delta q, 1 - q_1)
 
-    The centre follows the sign of z, which makes it |z|, and M is that of `best_shift`. Given the
+    The center follows the sign of z, which makes it |z|, and M is that of `best_shift`. Given the
     fields, three of the six equations give S, q1 and dq; the other three are solved.
     """
 
@@ -102,7 +102,7 @@ def binary_centre(alpha: jax.Array, overlap: jax.Array) -> Centre:
     conjugate, response = jnp.exp(fields.log_conjugate), jnp.exp(fields.log_response)
     coupled = fields.attraction * overlap + conjugate * (1 - moments.q1 + moments.response) / 2
     entropy = moments.free - coupled - moments.q1 * response / 2 + alpha * cost
-    return Centre(
+    return Center(
         entropy, moments.q1, jnp.log(moments.response),
         solution.residual, solution.iterations, solution.converged,
     )  # fmt: skip
