@@ -13,13 +13,13 @@ os.environ["XLA_FLAGS"] = (
 
 import tyro
 
-from benchmarks import compare
 from benchmarks.committee import main as committee
+from benchmarks.common.errors import UsageError
+from benchmarks.common.memory import keep_freed_memory
+from benchmarks.compare import main as compare
 from benchmarks.distributed import main as distributed
-from benchmarks.errors import UsageError
 from benchmarks.flatness import main as flatness
 from benchmarks.flatness import papers
-from benchmarks.memory import keep_freed_memory
 from benchmarks.partial import main as partial
 from benchmarks.scaling import main as scaling
 from benchmarks.speed import main as speed

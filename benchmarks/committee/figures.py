@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots import COLORS, LINES, SMALLEST_SHOWN, band, save, share_beyond, tail
+from benchmarks.common.plots import COLORS, LINES, SMALLEST_SHOWN, band, save, share_beyond, tail
 
 FARTHEST_SHOWN = 0.25
 

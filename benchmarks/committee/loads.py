@@ -15,9 +15,9 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from benchmarks import environment
-from benchmarks.document import Code, Heading, Paragraph, TableBlock, to_markdown
-from benchmarks.files import write_text
+from benchmarks.common import environment
+from benchmarks.common.document import Code, Heading, Paragraph, TableBlock, to_markdown
+from benchmarks.common.files import write_text
 from entropix.committee import Committee, focusing_bp, random_patterns, scoping
 
 Node = Literal["gaussian", "relaxed"]

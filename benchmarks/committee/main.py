@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import data as image_data
-from benchmarks import environment
 from benchmarks.committee import figures, measures, report
 from benchmarks.committee.algorithms import ALGORITHMS, UNCORRELATED_ONLY
 from benchmarks.committee.measures import Measures
 from benchmarks.committee.problems import PROBLEMS, Sizes
-from benchmarks.data import ImageData
-from benchmarks.errors import UsageError, check_known
-from benchmarks.files import write_text
+from benchmarks.common import data as image_data
+from benchmarks.common import environment
+from benchmarks.common.data import ImageData
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.files import write_text
 from entropix.committee import Committee
 
 NOT_OF_THE_RESULT = ("output", "data_dir", "cache_dir")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.data import ImageData
+from benchmarks.common.data import ImageData
 from entropix.committee import (
     Committee,
     Examples,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.committee import figures
-from benchmarks.document import (
+from benchmarks.common.document import (
     Block,
     Code,
     Heading,
@@ -17,7 +17,7 @@ from benchmarks.document import (
     to_html,
     to_markdown,
 )
-from benchmarks.files import write_text
+from benchmarks.common.files import write_text
 
 HEAD = (
     "algorithm", "solved", "passes", "distance", "local entropy", "local energy %",

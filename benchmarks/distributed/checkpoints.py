@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from benchmarks.distributed.training import RunState
-from benchmarks.errors import UsageError
+from benchmarks.common.errors import UsageError
+from benchmarks.common.replicated import RunState
 from entropix.replicas import Plan
 
 

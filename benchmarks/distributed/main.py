@@ -15,10 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-from benchmarks import data as image_data
-from benchmarks import environment
-from benchmarks.distributed.checkpoints import ReplicaCheckpoints, abstract
-from benchmarks.distributed.training import (
+from benchmarks.common import data as image_data
+from benchmarks.common import environment
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.files import write_text, write_whole
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.common.replicated import (
     ALGORITHMS,
     Feed,
     Hyperparameters,
@@ -28,11 +32,7 @@ from benchmarks.distributed.training import (
     mended,
     resized,
 )
-from benchmarks.errors import UsageError, check_known
-from benchmarks.evaluation import Evaluator
-from benchmarks.files import write_text, write_whole
-from benchmarks.models import MODELS
-from benchmarks.network import Network
+from benchmarks.distributed.checkpoints import ReplicaCheckpoints, abstract
 from entropix import replicas
 from entropix.replicas import Plan
 from entropix.replicas._plan import Backend

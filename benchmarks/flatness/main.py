@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import compare, environment
-from benchmarks.errors import UsageError
-from benchmarks.files import write_text
+from benchmarks.common import environment
+from benchmarks.common.errors import UsageError
+from benchmarks.common.files import write_text
+from benchmarks.common.models import MODELS
+from benchmarks.common.results import Results
+from benchmarks.compare import main as compare
 from benchmarks.flatness import report
 from benchmarks.flatness.measure import ESTIMATORS, Effort, Gauge, measure
 from benchmarks.flatness.subject import Subject, from_run, train
-from benchmarks.models import MODELS
-from benchmarks.results import Results
 
 
 @dataclass(frozen=True)

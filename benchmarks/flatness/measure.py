@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.common.network import Params
 from benchmarks.flatness.subject import Subject
-from benchmarks.network import Params
 from entropix import flatness
 
 SIGMAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)

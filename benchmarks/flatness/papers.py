@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment
-from benchmarks.document import (
+from benchmarks.common import environment
+from benchmarks.common.document import (
     Block,
     Code,
     Heading,
@@ -25,13 +25,13 @@ from benchmarks.document import (
     to_html,
     to_markdown,
 )
-from benchmarks.errors import UsageError, check_known
-from benchmarks.files import write_text
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.files import write_text
+from benchmarks.common.plots import save
+from benchmarks.common.results import Results
+from benchmarks.compare.report import written_values
 from benchmarks.flatness import plots
 from benchmarks.flatness.main import Flatness, examine, progress_bars
-from benchmarks.plots import save
-from benchmarks.report import written_values
-from benchmarks.results import Results
 
 ENTROPY_SGD = "Chaudhari et al., Entropy-SGD, ICLR 2017"
 VARIATIONAL = "Chaudhari and Soatto, SGD performs variational inference, ICLR 2018"

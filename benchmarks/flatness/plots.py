@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from benchmarks.plots import COLORS, LINES, save
-from benchmarks.results import Results
+from benchmarks.common.plots import COLORS, LINES, save
+from benchmarks.common.results import Results
 
 BLACK, ORANGE, GREEN, RED = COLORS[:4]
 LINE_NAMES = {

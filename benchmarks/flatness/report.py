@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.document import (
+from benchmarks.common.document import (
     Block,
     Code,
     Heading,
@@ -14,10 +14,10 @@ from benchmarks.document import (
     to_html,
     to_markdown,
 )
-from benchmarks.files import write_text
+from benchmarks.common.files import write_text
+from benchmarks.common.results import Results
+from benchmarks.compare.report import written_values
 from benchmarks.flatness import plots
-from benchmarks.report import written_values
-from benchmarks.results import Results
 
 HEAD = ("quantity", "value", "how")
 

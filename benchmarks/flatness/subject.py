@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, results, weights
-from benchmarks.data import ImageData
-from benchmarks.errors import UsageError, check_known
-from benchmarks.evaluation import Scores, unstacked
-from benchmarks.method_run import evaluate, make_trainer, settled
-from benchmarks.network import BatchStats, Network, Params
+from benchmarks.common import results, weights
+from benchmarks.common.data import ImageData
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.evaluation import Scores, unstacked
+from benchmarks.common.method_run import evaluate, make_trainer, settled
+from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.compare import main as compare
 
 # Called with (gradients done, gradients in all).
 Report = Callable[[int, int], None]

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import optax
 
-from benchmarks.data import ImageData
-from benchmarks.evaluation import Evaluator
-from benchmarks.methods import Method
-from benchmarks.models import Dense
-from benchmarks.network import Network
-from benchmarks.training import Trainer, TrainState
+from benchmarks.common.data import ImageData
+from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.methods import Method
+from benchmarks.common.models import Dense
+from benchmarks.common.network import Network
+from benchmarks.common.training import Trainer, TrainState
 from entropix import losses
 from entropix.flatness import layer_temperature
 

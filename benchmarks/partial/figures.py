@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.plots import COLORS, LINES, plain_ticks, save, standard_error
+from benchmarks.common.plots import COLORS, LINES, plain_ticks, save, standard_error
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:

@@ -12,15 +12,15 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import data as image_data
-from benchmarks import environment
-from benchmarks.batches import BatchOrder
-from benchmarks.errors import UsageError, check_known
-from benchmarks.evaluation import Evaluator
-from benchmarks.files import remove_parts, write_text
+from benchmarks.common import data as image_data
+from benchmarks.common import environment
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.files import remove_parts, write_text
+from benchmarks.common.results import estimate
 from benchmarks.partial import figures
 from benchmarks.partial.cells import LOSSES, Cell, Setting, all_cells, temperatures, train_cell
-from benchmarks.results import estimate
 
 RESULT = "partial.json"
 NOT_OF_THE_RESULT = ("output", "resume", "data_dir", "cache_dir")

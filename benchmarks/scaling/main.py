@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.progress import track
 
 import entropix
-from benchmarks import data as image_data
-from benchmarks import environment
-from benchmarks.distributed.training import Feed, initial_state, make_step
-from benchmarks.errors import UsageError, check_known
-from benchmarks.files import write_text
-from benchmarks.models import MODELS
-from benchmarks.network import Network
+from benchmarks.common import data as image_data
+from benchmarks.common import environment
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.files import write_text
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.common.replicated import Feed, initial_state, make_step
+from benchmarks.common.timing import time_rounds
 from benchmarks.scaling.traffic import bytes_per_step
-from benchmarks.speed.timing import time_rounds
 from entropix import replicas
 
 # Steps in one timing: whole cycles of every K.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-from benchmarks.speed.timing import Figure, figure, time_rounds
+from benchmarks.common.timing import Figure, figure, time_rounds
 from entropix.committee import Committee, belief_propagation, random_patterns
 from entropix.committee._messages import Node, Problem, no_messages, sweep
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.timing import Figure, figure, not_measured, time_rounds
 from benchmarks.speed import lanczos
 from benchmarks.speed.lanczos import EXAMPLES, NETWORK, PEERS, STEPS, problem
 from benchmarks.speed.peak_memory import peak_memory
-from benchmarks.speed.timing import Figure, figure, not_measured, time_rounds
 from entropix.flatness import local_energy
 
 DRAWS = 100

@@ -19,8 +19,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from numpy.typing import NDArray
 
-from benchmarks.models import Dense
-from benchmarks.network import Network
+from benchmarks.common.models import Dense
+from benchmarks.common.network import Network
 from entropix.flatness import hessian_operator, lanczos
 
 # The threads of torch spin while they wait, and starve each other where anything else runs: on two

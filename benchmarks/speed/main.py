@@ -10,11 +10,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import environment
-from benchmarks.errors import UsageError
-from benchmarks.files import write_text
+from benchmarks.common import environment
+from benchmarks.common.errors import UsageError
+from benchmarks.common.files import write_text
+from benchmarks.common.timing import Figure
 from benchmarks.speed import committee, flatness, training
-from benchmarks.speed.timing import Figure
 
 SECTIONS = {
     "training": training.measure,

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.memory import return_freed_memory
+from benchmarks.common.memory import return_freed_memory
 
 _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 import entropix
-from benchmarks.models import MODELS
-from benchmarks.network import Network
-from benchmarks.speed.timing import Figure, figure, time_rounds
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.common.timing import Figure, figure, time_rounds
 
 BATCH = 128
 CYCLE = 20

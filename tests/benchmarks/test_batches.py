@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.batches import BatchOrder
-from benchmarks.budget import plan_budget
-from benchmarks.errors import UsageError
-from benchmarks.methods import METHODS
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.budget import plan_budget
+from benchmarks.common.errors import UsageError
+from benchmarks.common.methods import METHODS
 
 
 def test_one_pass_shows_each_example_once():

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, widths
 from benchmarks.__main__ import main
-from benchmarks.errors import UsageError
+from benchmarks.common.errors import UsageError
+from benchmarks.compare import main as compare
+from benchmarks.compare import widths
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["compare", "--gradients=80", "--seeds=2", "--batch-size=64"]
@@ -20,7 +21,8 @@ SMALL += ["--checkpoint-seconds=0"]
 # Makes a run short: few evaluations, and a stand-in for the estimators, which compile for long.
 CHEAP = """
 import jax
-from benchmarks import compare, widths
+from benchmarks.compare import main as compare
+from benchmarks.compare import widths
 def measure(self, params, stats, seeds):
     sums = sum(leaf.reshape(len(seeds), -1).sum(1) for leaf in jax.tree.leaves(params)).tolist()
     flat = [{"nodes": [-1.0, 1.0], "weights": [0.5, 0.5]} for _ in seeds]
@@ -32,7 +34,8 @@ KILLED = f"""
 {CHEAP}
 widths.Widths.measure, compare.CURVE_POINTS = measure, 4
 import os, signal, sys
-from benchmarks import __main__, checkpoints
+from benchmarks import __main__
+from benchmarks.common import checkpoints
 save, calls = checkpoints.Checkpoints.save, []
 def save_and_die(self, *args):
     save(self, *args)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.convolution import convolve, max_pool
+from benchmarks.common.convolution import convolve, max_pool
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import data, files, tfds_source
-from benchmarks.errors import UsageError
+from benchmarks.common import data, files, tfds_source
+from benchmarks.common.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

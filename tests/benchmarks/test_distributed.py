@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.distributed import main, training
+from benchmarks.common import replicated as training
+from benchmarks.common.errors import UsageError
+from benchmarks.distributed import main
 from benchmarks.distributed.main import Distributed, run
-from benchmarks.errors import UsageError
 from tests.replicas.test_processes import free_port, join
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compare, widths
 from benchmarks.__main__ import main
-from benchmarks.errors import UsageError
-from benchmarks.evaluation import Evaluator
+from benchmarks.common.errors import UsageError
+from benchmarks.common.evaluation import Evaluator
+from benchmarks.compare import main as compare
+from benchmarks.compare import widths
 from benchmarks.flatness import papers
 from benchmarks.flatness.measure import ESTIMATORS
 from benchmarks.flatness.subject import from_run

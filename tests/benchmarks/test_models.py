@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.models import MODELS
-from benchmarks.network import Network
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
 
 
 def make(name, shape, classes=10, dropout=None):

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import data
-from benchmarks.errors import UsageError
+from benchmarks.common import data
+from benchmarks.common.errors import UsageError
 from benchmarks.partial import main
 from benchmarks.partial.cells import Cell, all_cells, weights_of
 from benchmarks.partial.main import Partial, run

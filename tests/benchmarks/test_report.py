@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks import plots, report, results, terminal
-from benchmarks.document import (
+from benchmarks.common import plots, results
+from benchmarks.common.document import (
     Code,
     Heading,
     Paragraph,
@@ -17,6 +17,7 @@ from benchmarks.document import (
     to_html,
     to_markdown,
 )
+from benchmarks.compare import report, terminal
 
 
 def record(shift, seeds=3):

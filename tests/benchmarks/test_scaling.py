@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.errors import UsageError
+from benchmarks.common.errors import UsageError
 from benchmarks.scaling.main import Scaling, run, table
 from benchmarks.scaling.traffic import bytes_per_step, collectives
 from entropix import replicas

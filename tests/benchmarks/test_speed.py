@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.errors import UsageError
-from benchmarks.memory import keep_freed_memory
-from benchmarks.speed import flatness, lanczos, main, timing
+from benchmarks.common import timing
+from benchmarks.common.errors import UsageError
+from benchmarks.common.memory import keep_freed_memory
+from benchmarks.speed import flatness, lanczos, main
 from benchmarks.speed.peak_memory import peak_memory
 
 

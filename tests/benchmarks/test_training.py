@@ -7,15 +7,15 @@ import optax
 import pytest
 
 import entropix
-from benchmarks import data
-from benchmarks.batches import BatchOrder
-from benchmarks.checkpoints import Checkpoints, Progress
-from benchmarks.evaluation import Evaluator, unstacked
-from benchmarks.family import ALL_METHODS, FAMILY
-from benchmarks.methods import METHODS, Course
-from benchmarks.models import MODELS
-from benchmarks.network import Network
-from benchmarks.training import STEPS_PER_CALL, Trainer
+from benchmarks.common import data
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.checkpoints import Checkpoints, Progress
+from benchmarks.common.evaluation import Evaluator, unstacked
+from benchmarks.common.family import ALL_METHODS, FAMILY
+from benchmarks.common.methods import METHODS, Course
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.common.training import STEPS_PER_CALL, Trainer
 
 SEEDS = (0, 7)
 STEPS = 40

@@ -16,8 +16,8 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from benchmarks.report import table_rows
-from benchmarks.results import Results
+from benchmarks.common.results import Results
+from benchmarks.compare.report import table_rows
 
 ERROR_COLUMNS = ("method", "gradients", "error %", "minus SGD", "cross entropy", "seconds")
 WIDTH_COLUMNS = ("method", "train error %", "local energy", "top eigenvalue", "trace")

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import plots
-from benchmarks.document import (
+from benchmarks.common import plots
+from benchmarks.common.document import (
     Block,
     Code,
     Heading,
@@ -15,9 +15,9 @@ from benchmarks.document import (
     to_html,
     to_markdown,
 )
-from benchmarks.files import write_text
-from benchmarks.methods import TUNING
-from benchmarks.results import BASELINE, Results, summarize
+from benchmarks.common.files import write_text
+from benchmarks.common.methods import TUNING
+from benchmarks.common.results import BASELINE, Results, summarize
 
 
 def write(folder: Path, found: Results) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import weights
-from benchmarks.budget import Budget
-from benchmarks.checkpoints import Checkpoints, Progress
-from benchmarks.evaluation import Evaluator, Scores
-from benchmarks.methods import Course, Hyperparameters, Method
-from benchmarks.network import BatchStats, Network, Params
-from benchmarks.training import Trainer, TrainState, initial_networks, seed_keys
-from benchmarks.widths import Widths
+from benchmarks.common import weights
+from benchmarks.common.budget import Budget
+from benchmarks.common.checkpoints import Checkpoints, Progress
+from benchmarks.common.evaluation import Evaluator, Scores
+from benchmarks.common.methods import Course, Hyperparameters, Method
+from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.training import Trainer, TrainState, initial_networks, seed_keys
+from benchmarks.compare.widths import Widths
 from entropix import scoping
 
 CHECKPOINTS = "checkpoints"

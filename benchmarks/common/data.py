@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.errors import UsageError
-from benchmarks.files import write_whole
+from benchmarks.common.errors import UsageError
+from benchmarks.common.files import write_whole
 
 DIGITS_TEST_IMAGES = 497
 BLOCK = 1000
@@ -108,7 +108,7 @@ def digits() -> ImageData:
 
 def tfds_images(name: str, data_dir: Path | None, cache_dir: Path | None) -> ImageData:
     """A TFDS set decoded once and kept as one .npz under its name and version."""
-    from benchmarks import tfds_source
+    from benchmarks.common import tfds_source
 
     builder = tfds_source.find_builder(name, data_dir)
     cache = (cache_dir or default_cache_dir()) / f"{builder.info.full_name.replace('/', '-')}.npz"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import entropix
-from benchmarks.methods import (
+from benchmarks.common.methods import (
     ENTROPY_LOOP,
     METHODS,
     REPLICATED,

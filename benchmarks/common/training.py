@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
-from benchmarks.batches import BatchOrder
-from benchmarks.methods import Method
-from benchmarks.network import BatchStats, Network, Params
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.methods import Method
+from benchmarks.common.network import BatchStats, Network, Params
 from entropix.losses import Loss, SmoothedLoss
 
 # Steps in one call of the compiled loop: enough to hide the call, few enough to show progress.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 import entropix
-from benchmarks.batches import BatchOrder
-from benchmarks.data import ImageData
-from benchmarks.network import BatchStats, Network, Params
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.data import ImageData
+from benchmarks.common.network import BatchStats, Network, Params
 from entropix import replicas
 from entropix.replicas import Plan
 

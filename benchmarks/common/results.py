@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.files import write_text
+from benchmarks.common.files import write_text
 
 Results = dict[str, Any]
 BASELINE = "sgd"

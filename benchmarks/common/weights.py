@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from benchmarks.errors import UsageError
-from benchmarks.files import write_whole
-from benchmarks.network import BatchStats, Network, Params
+from benchmarks.common.errors import UsageError
+from benchmarks.common.files import write_whole
+from benchmarks.common.network import BatchStats, Network, Params
 
 FOLDER = "weights"
 

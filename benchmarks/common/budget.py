@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.errors import UsageError
-from benchmarks.methods import Hyperparameters, Method
+from benchmarks.common.errors import UsageError
+from benchmarks.common.methods import Hyperparameters, Method
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from benchmarks.training import TrainState
+from benchmarks.common.training import TrainState
 
 
 class Progress(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.network import BatchStats, Network, Params
+from benchmarks.common.network import BatchStats, Network, Params
 from entropix.nn import recompute_batch_stats
 
 IMAGES_AT_ONCE = 1000

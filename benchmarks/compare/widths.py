@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.evaluation import CURVE_IMAGES, unstacked
-from benchmarks.network import BatchStats, Network, Params
-from benchmarks.training import seed_keys
+from benchmarks.common.evaluation import CURVE_IMAGES, unstacked
+from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.training import seed_keys
 from entropix import flatness
 
 SIGMAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)

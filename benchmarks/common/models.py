@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 
-from benchmarks.convolution import conv, max_pool
+from benchmarks.common.convolution import conv, max_pool
 
 PAPER_DIGIT_SIZE = 28
 

@@ -10,20 +10,21 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from benchmarks import data as image_data
-from benchmarks import environment, report, results, terminal
-from benchmarks.batches import BatchOrder
-from benchmarks.budget import Budget, plan_budget
-from benchmarks.data import ImageData
-from benchmarks.errors import UsageError, check_known
-from benchmarks.evaluation import Evaluator
-from benchmarks.family import ALL_METHODS
-from benchmarks.files import remove_parts
-from benchmarks.method_run import Scene, forget_checkpoints, run_method
-from benchmarks.methods import METHODS, Hyperparameters, Method
-from benchmarks.models import MODELS
-from benchmarks.network import Network
-from benchmarks.widths import Widths
+from benchmarks.common import data as image_data
+from benchmarks.common import environment, results
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.budget import Budget, plan_budget
+from benchmarks.common.data import ImageData
+from benchmarks.common.errors import UsageError, check_known
+from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.family import ALL_METHODS
+from benchmarks.common.files import remove_parts
+from benchmarks.common.method_run import Scene, forget_checkpoints, run_method
+from benchmarks.common.methods import METHODS, Hyperparameters, Method
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.compare import report, terminal
+from benchmarks.compare.widths import Widths
 
 CURVE_POINTS = 24
 # What may differ between a run and the one that goes on with it.

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from benchmarks.files import write_whole
-from benchmarks.results import Results
+from benchmarks.common.files import write_whole
+from benchmarks.common.results import Results
 
 # Okabe and Ito's colors, which color-blind readers tell apart, each with a line style of its own.
 COLORS = ("#000000", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#56B4E9")

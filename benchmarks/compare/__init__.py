@@ -1,0 +1,1 @@
+"""`python -m benchmarks compare`: errors and widths at the same number of gradients."""
