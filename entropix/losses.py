@@ -17,6 +17,12 @@ from entropix._hash_normal import normal_like, uniform_like
 from entropix._keys import check_key, fresh_key
 from entropix._masks import Mask, full_mask
 
+__all__ = [
+    "gaussian_smoothed_loss",
+    "local_average_loss",
+    "local_entropy_loss",
+]
+
 Loss = Callable[[Any, Any], jax.Array]
 SmoothedLoss = Callable[[Any, Any, jax.Array | int], jax.Array]
 # From a key and the leaves to displace, to their displacement.

@@ -9,6 +9,11 @@ from flax import nnx
 
 from entropix.transforms import eval_params
 
+__all__ = [
+    "eval_model",
+    "recompute_batch_stats",
+]
+
 # Far above any batch statistic, so that the statistic's own size does not round the momentum.
 _PROBE = 2.0**40
 

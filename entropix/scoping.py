@@ -17,6 +17,23 @@ import optax
 
 from entropix._checks import check_integer, check_number
 
+__all__ = [
+    "ParleSchedules",
+    "automatic",
+    "cosine",
+    "exponential",
+    "exponential_to",
+    "from_deep_relaxation",
+    "from_easgd",
+    "from_entropy_mcmc",
+    "from_parle",
+    "from_sacreddnn",
+    "linear",
+    "parle_schedules",
+    "quadratic",
+    "saturating",
+]
+
 
 def _capped(gamma: Any, cap: float | None) -> Any:
     return gamma if cap is None else jnp.minimum(gamma, cap)

@@ -1,11 +1,16 @@
-"""Every Python block of the pages whose examples are whole runs, one after another."""
+"""Every Python block of the pages runs, pasted one after another; every package has a page."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+import entropix
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Pages that take more than a few seconds.
+SLOW = {"committee.md", "flatness.md", "replica_theory.md"}
 
 
 @pytest.fixture(autouse=True)
@@ -13,13 +18,45 @@ def strict_ranks():
     """A reader's session promotes ranks."""
 
 
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+PAGES = sorted(page for page in DOCS.rglob("*.md") if python_blocks(page))
+
+
 @pytest.mark.parametrize(
-    ("page", "printed"), [("committee.md", ""), ("flatness.md", "Estimate"), ("langevin.md", "")]
+    "page",
+    [
+        pytest.param(
+            page,
+            marks=[pytest.mark.slow] if page.name in SLOW else [],
+            id=str(page.relative_to(DOCS)),
+        )
+        for page in PAGES
+    ],
 )
-def test_python_blocks_run(page, printed, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    assert blocks
+def test_python_blocks_run(page):
     session: dict = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), session)  # the page is ours
-    assert printed in capsys.readouterr().out
+    for block in python_blocks(page):
+        exec(compile(block, str(page), "exec"), session)  # the page is ours
+
+
+def test_formulas_are_written_as_the_site_and_the_code_host_read_them():
+    r"""MyST and GitHub know $x$, and show \(x\) as it is."""
+    for page in DOCS.rglob("*.md"):
+        assert not re.search(r"\\[(\[]|^:::", page.read_text(), re.MULTILINE), page
+
+
+def test_every_public_module_has_a_page():
+    """That each of its names has an entry there is checked when the pages are built."""
+    pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    documented = set(re.findall(r"^\.\. public-api:: (.*)$", pages, re.MULTILINE))
+    documented = set(" ".join(documented).split())
+    public = {
+        f"entropix.{path.stem}"
+        for path in Path(entropix.__file__).parent.iterdir()
+        if not path.stem.startswith("_")
+        and (path.suffix == ".py" or (path / "__init__.py").exists())
+    }
+    assert documented == public | {"entropix"}

@@ -58,7 +58,7 @@ def local_energy(
 
     Each draw z is made once and serves every sigma and every chunk of data. The draws come from a
     counter-based hash with the moments of the normal distribution (see
-    `entropix._hash_normal`), whose cost is a few per cent of a forward pass.
+    ``entropix._hash_normal``), whose cost is a few per cent of a forward pass.
 
     Args:
       objective: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once

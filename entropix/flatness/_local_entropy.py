@@ -187,10 +187,10 @@ def local_entropy(
 
     From :math:`dF / d\log\gamma = \frac12 (d - \gamma \langle |x - x'|^2 \rangle)`, which chains
     measure at ``num_nodes`` couplings, a substitution that includes infinity gives F at any number
-    of gammas (`entropix.flatness._ladder`). The chains walk down from the largest coupling to the
+    of gammas. The chains walk down from the largest coupling to the
     smallest, each node starting where the last ended, so F is of the basin around x while there
     are barriers that no chain crosses: `LocalEntropy.diagnosis` says where they disagree or have
-    not settled. The steps (`entropix.flatness._chains`) are exact for a flat loss in any dimension.
+    not settled. The steps are exact for a flat loss in any dimension.
 
     Cost: 2 num_chains num_nodes (num_steps + num_burn_in) passes over the data, forward and back;
     memory: about 8 num_chains copies of the parameters, and those of a batch's gradient.

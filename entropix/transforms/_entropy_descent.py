@@ -310,8 +310,8 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
 
     In transparent use the training loop holds the inner iterate x'. This gives x wherever the state
     sits: in a chain, under ``masked``, ``partition``, ``MultiSteps``, ``inject_hyperparams``, with
-      or without a leading axis of
-    replicas. Leaves that no `entropy_descent` touches are those of ``params``.
+    or without a leading axis of replicas. Leaves that no `entropy_descent` touches are those of
+    ``params``.
 
     Args:
       opt_state: the state of any optimizer that contains at least one `entropy_descent`.

@@ -46,7 +46,7 @@ def langevin_noise(
 
     Put it last in a chain, after the learning rate and outside every momentum. The noise of step t
     is a function of (key, t) alone, so a resumed run repeats it bit for bit. It comes from a
-    counter-based hash (see `entropix._hash_normal`) that costs a small fraction of
+    counter-based hash (see ``entropix._hash_normal``) that costs a small fraction of
     ``jax.random.normal``.
 
     Under ``vmap`` each replica needs a key of its own, or all of them see the same noise:

@@ -127,7 +127,7 @@ def hopf_lax_sgd(
     .. math:: u(x) = \min_{x'} f(x') + \frac{\gamma}{2} |x - x'|^2, \qquad
               \nabla u(x) = \gamma (x - x'^*), \qquad x \leftarrow x - \eta (x - x'_L)
 
-    L inner steps of SGD without noise look for the minimum x'*, and their last iterate stands for
+    L inner steps of SGD without noise look for that minimum, and their last iterate stands for
     it; the weight decay and the pull are part of what they minimize. At eta = 1 it is the proximal
     point method.
 
