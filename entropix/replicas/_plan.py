@@ -1,103 +1,122 @@
 """A step written for one replica, run on y replicas over D devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from numpy.typing import NDArray
+from jaxtyping import PyTree
 
 from entropix._checks import check_integer
-from entropix.replicas._transfer import all_rows, moved, put
+from entropix.replicas._layout import GROUPS, STACKED, Layout, lay_out
+from entropix.replicas._placement import on_host, placed, placed_part
+from entropix.replicas._running import PmappedStep, Step, sharded_step
 
 Backend = Literal["pmap", "shard_map", "jit"]
-Step = Callable[[Any, Any], tuple[Any, Any]]
-
-# Mapped axes: devices that hold different replicas, replicas in one device, devices that share
-# their replicas and divide the mini-batches.
-_DEVICES, _REPLICAS, _DATA = "replica_devices", "replicas", "data"
 
 
 @dataclass(frozen=True)
 class Plan:
     """How y replicas lie on D devices; made by `plan`.
 
-    Where y is a multiple of D each device holds y / D replicas. Where D is a multiple of y, D / y
-    devices share a replica and divide its mini-batch.
+    Where y is a multiple of D each device holds y / D replicas, stacked. Where D is a multiple of
+    y, D / y devices form a group that shares a replica: they divide its mini-batch, its parameters,
+    or both.
 
     Attributes:
-      replicas: y.
-      devices: the D devices.
-      backend: what maps the step: ``"pmap"``, ``"shard_map"``, or ``"jit"`` over sharded arrays.
+      layout: the mesh of groups of devices.
+      backend: what maps the step.
     """
 
-    replicas: int
-    devices: tuple[jax.Device, ...]
+    layout: Layout
     backend: Backend
 
     @property
+    def replicas(self) -> int:
+        """The number y of replicas."""
+        return self.layout.replicas
+
+    @property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """The D devices."""
+        return self.layout.devices
+
+    @property
     def data_shards(self) -> int:
-        """Devices that share a replica."""
-        return max(1, len(self.devices) // self.replicas)
+        """Into how many parts a replica's mini-batch is divided."""
+        return self.layout.data_shards
 
     @property
     def axis_name(self) -> tuple[str, ...]:
         """Names of the mapped axes of the replicas, for `entropix.couple_replicas`."""
-        return (_REPLICAS,) if self.backend == "jit" else (_DEVICES, _REPLICAS)
+        if self.layout.groups == 1 < self.layout.per_group:
+            # A mean over the one group would stay in the program as a collective.
+            return (STACKED,)
+        return (GROUPS,) if self.layout.per_group == 1 else (GROUPS, STACKED)
 
-    def data_mean(self, tree: Any) -> Any:
-        """The mean over the devices that share a replica, to be taken inside a step.
+    def data_mean(self, tree: PyTree) -> PyTree:
+        """The mean over a replica's whole mini-batch of what a step computed: the tree itself.
+
+        A step sees the whole mini-batch of its replica, however many devices divide it: the
+        compiler adds what is needed between them, also to the statistics of batch normalization.
+        """
+        return tree
+
+    def shardings(self, state: PyTree) -> PyTree:
+        """How a state lies on the devices, to make or restore it there without a whole copy.
+
+        ``jax.jit(init, out_shardings=plan.shardings(jax.eval_shape(init)))()`` makes a state that
+        no single device could hold, and Orbax restores into such shardings.
 
         Args:
-          tree: gradients, losses, batch statistics of one device's part of the mini-batch.
+          state: a state as for `place`, or the shapes of one.
 
         Returns:
-          Their mean over the whole mini-batch; the tree itself where it is not divided.
-        """
-        if self.data_shards == 1 or self.backend == "jit":
-            return tree
-        if self.backend == "shard_map":
-            return jax.lax.pmean(tree, _DATA)
-        groups = np.arange(len(self.devices)).reshape(-1, self.data_shards).tolist()
-        return jax.lax.pmean(tree, _DEVICES, axis_index_groups=groups)
+          A tree of ``NamedSharding``: the replicas over the groups of devices, and each leaf whose
+          path ends like that of a parameter in ``model`` divided like the parameter.
 
-    def place(self, state: Any) -> Any:
-        """Puts a state on the devices.
+        Raises:
+          ValueError: the backend is ``"pmap"``, which has no such arrays; a leaf has axes and not y
+            replicas on the first.
+        """
+        if self.backend == "pmap":
+            raise ValueError("backend must be 'jit' or 'shard_map' for shardings, got 'pmap'")
+        self._check_stacked(state)
+        return self.layout.state_shardings(state)
+
+    def place(self, state: PyTree) -> PyTree:
+        """Copies a state to the devices.
 
         Args:
           state: replicas stacked on the first axis of every leaf; leaves without axes are shared,
-            see `entropix.replicas.stack_states`. In several processes each gives the whole.
+            see `entropix.replicas.stack_states`. In several processes each gives the whole, or
+            arrays that lie on the devices of all.
 
         Returns:
-          The state as `run` takes it.
+          The state as `run` takes it. None of its buffers is one of ``state``.
 
         Raises:
           ValueError: a leaf has axes and not y replicas on the first.
         """
-        for path, leaf in jax.tree.leaves_with_path(state):
-            if leaf.ndim and leaf.shape[0] != self.replicas:
-                raise ValueError(
-                    f"state must have {self.replicas} replicas on the first axis of every leaf "
-                    f"with axes, got shape {leaf.shape} at state{jax.tree_util.keystr(path)}"
-                )
+        self._check_stacked(state)
         if self.backend != "pmap":
-            return jax.tree.map(put, state, self._state_shardings(state))
-        rows = self._local_rows()
+            return jax.tree.map(placed, state, self.layout.state_shardings(state))
+        rows = self.layout.local_rows()
         # The sharding of what pmap gives back, so that the second call is not compiled anew.
-        mesh = Mesh(np.asarray(self.devices)[rows], (_DEVICES,))
-        return jax.tree.map(
-            lambda x: (
-                jax.device_put(self._rows(x)[rows], NamedSharding(mesh, P(_DEVICES)))
-                if x.ndim
-                else jax.device_put(x, NamedSharding(mesh, P()))
-            ),
-            state,
-        )
+        mesh = Mesh(np.asarray(self.devices)[rows], (GROUPS,))
 
-    def place_batch(self, batch: Any) -> Any:
+        def place_rows(x: Any) -> jax.Array:
+            if not np.ndim(x):
+                return jax.device_put(x, NamedSharding(mesh, P()), may_alias=False)
+            split = x.reshape(len(self.devices), -1, *x.shape[1:])[rows]
+            return jax.device_put(split, NamedSharding(mesh, P(GROUPS)), may_alias=False)
+
+        return jax.tree.map(place_rows, state)
+
+    def place_batch(self, batch: PyTree) -> PyTree:
         """Puts the mini-batches of one step on the devices.
 
         Args:
@@ -109,10 +128,9 @@ class Plan:
 
         Raises:
           ValueError: a leaf does not hold a batch for each replica, or b does not divide by the
-            number of devices that share a replica.
+            number of devices that share a mini-batch.
         """
-        shards, local_devices = self.data_shards, len(self._local_rows())
-        replicas = len(self._local_replicas())
+        replicas, shards = len(self.layout.local_replicas()), len(self.layout.local_data_shards())
         for path, leaf in jax.tree.leaves_with_path(batch):
             where = f"batch{jax.tree_util.keystr(path)}"
             if not np.ndim(leaf) or np.shape(leaf)[0] != replicas:
@@ -120,27 +138,15 @@ class Plan:
                     f"batch must have {replicas} replicas on the first axis of every leaf, "
                     f"got shape {np.shape(leaf)} at {where}"
                 )
-            if shards > 1 and (np.ndim(leaf) < 2 or np.shape(leaf)[1] % len(self._local_shards())):
-                raise ValueError(
-                    "batch must have examples on the second axis, in a multiple of "
-                    f"{len(self._local_shards())}, the devices that share a replica, "
-                    f"got shape {np.shape(leaf)} at {where}"
-                )
+            if self.data_shards > 1:
+                _check_divides(leaf, shards, where)
         if self.backend != "pmap":
-            sharding = NamedSharding(self._mesh(), self._batch_spec())
-            return jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-            )
+            sharding = NamedSharding(self.layout.mesh, self.layout.batch_spec())
+            return jax.tree.map(lambda x: placed_part(x, sharding), batch)
+        devices = len(self.layout.local_rows())
+        return jax.tree.map(lambda x: np.asarray(x).reshape(devices, -1, *np.shape(x)[1:]), batch)
 
-        def split(x: Any) -> Any:
-            x = np.asarray(x)
-            if shards == 1:
-                return x.reshape(local_devices, -1, *x.shape[1:])
-            return x.reshape(local_devices, 1, -1, *x.shape[2:])
-
-        return jax.tree.map(split, batch)
-
-    def local_part(self, batch: Any) -> Any:
+    def local_part(self, batch: PyTree) -> PyTree:
         """What this process feeds of the batches of all replicas; all of them where it is alone.
 
         Args:
@@ -151,158 +157,79 @@ class Plan:
           Leaves of shape (replicas here, examples here, ...).
 
         Raises:
-          ValueError: b does not divide by the number of devices that share a replica.
+          ValueError: b does not divide by the number of devices that share a mini-batch.
         """
-        replicas, shards = self._local_replicas(), self._local_shards()
+        replicas, shards = self.layout.local_replicas(), self.layout.local_data_shards()
 
-        def part(x: Any) -> Any:
+        def part(path: Any, x: Any) -> Any:
             mine = np.asarray(x)[replicas]
             if self.data_shards == 1:
                 return mine
-            if mine.ndim < 2 or mine.shape[1] % self.data_shards:
-                raise ValueError(
-                    f"batch must have examples on the second axis, in a multiple of "
-                    f"{self.data_shards}, the devices that share a replica, got shape {np.shape(x)}"
-                )
+            _check_divides(x, self.data_shards, f"batch{jax.tree_util.keystr(path)}")
             split = mine.reshape(len(mine), self.data_shards, -1, *mine.shape[2:])[:, shards]
             return split.reshape(len(mine), -1, *mine.shape[2:])
 
-        return jax.tree.map(part, batch)
+        return jax.tree_util.tree_map_with_path(part, batch)
 
-    def collect(self, tree: Any) -> Any:
-        """The replicas stacked on the first axis again.
+    def collect(self, tree: PyTree) -> PyTree:
+        """Brings all replicas to the host, stacked on the first axis again.
+
+        Leaf after leaf, so that no device ever holds all replicas; to save a state that no host
+        could hold, give the state itself to Orbax.
 
         Args:
           tree: a state or an answer of `run`.
 
         Returns:
-          Arrays of shape (y, ...) that every process has whole.
+          NumPy arrays of shape (y, ...) that every process has whole; keys stay ``jax`` arrays.
         """
-        if self.backend != "pmap":
-            return moved(tree, NamedSharding(self._mesh(), P()))
 
-        def stacked(x: jax.Array) -> Any:
-            if not x.ndim:
-                return x
-            rows = x if jax.process_count() == 1 else all_rows(x)
-            return rows[:: self.data_shards].reshape(self.replicas, *rows.shape[2:])
+        def stacked(x: Any) -> Any:
+            whole = on_host(x)
+            if self.backend != "pmap" or not x.ndim:
+                return whole
+            return whole.reshape(self.replicas, *whole.shape[2:])
 
         return jax.tree.map(stacked, tree)
 
-    def run(self, step: Step) -> Step:
+    def run(self, step: Step, *, donate: bool = True) -> Step:
         """Maps a step over all replicas, compiled.
 
-        The integers without axes in the state, such as the step counters of Optax, are shared by
-        the replicas, so that a branch on them stays a branch, and the collectives in it are passed
-        over on the other steps.
+        Leaves without axes in the state, such as the step counters of Optax, are shared by the
+        replicas, so that a branch on them stays a branch, and the collectives in it are passed over
+        on the other steps. Where each group of devices holds one replica the step is called without
+        ``vmap``, so that kernels without a batching rule work.
 
         Args:
-          step: ``step(state, batch) -> (state, answer)`` of ONE replica, with ``axis_name`` as the
-            axes of its coupling, and its gradients through `data_mean`.
+          step: ``step(state, batch) -> (state, answer)`` of ONE replica and its whole mini-batch,
+            with ``axis_name`` as the axes of its coupling.
+          donate: whether the new state takes the memory of the old one, so that one copy of the
+            state fits where two would not. Default True: a state given to the step cannot be read
+            again, only the one that comes back.
 
         Returns:
           A function of a state of `place` and a batch of `place_batch` to the new state and the
           answers, to be read by `collect`.
         """
         if self.backend == "pmap":
-            return _Pmapped(self, step)
+            return PmappedStep(step, self.layout, donate=donate)
+        return sharded_step(step, self.layout, by_hand=self.backend == "shard_map", donate=donate)
 
-        def mapped(state: Any, batch: Any) -> tuple[Any, Any]:
-            return _mapped_here(step, state, batch)
-
-        def on_mesh(state: Any, batch: Any) -> tuple[Any, Any]:
-            specs = jax.tree.map(lambda x: P(_DEVICES) if x.ndim else P(), state)
-            return jax.shard_map(
-                mapped,
-                mesh=self._mesh(),
-                in_specs=(specs, self._batch_spec()),
-                out_specs=(specs, P(_DEVICES)),
-                # A mean over a mapped and a device axis at once fails the check.
-                check_vma=False,
-            )(state, batch)
-
-        def sharded(state: Any, batch: Any) -> tuple[Any, Any]:
-            state, answer = mapped(state, batch)
-            return jax.lax.with_sharding_constraint(state, self._state_shardings(state)), answer
-
-        return jax.jit(on_mesh if self.backend == "shard_map" else sharded)
-
-    def _mesh(self) -> Mesh:
-        shape = (len(self.devices) // self.data_shards, self.data_shards)
-        types = (AxisType.Auto, AxisType.Auto)
-        return Mesh(np.asarray(self.devices).reshape(shape), (_DEVICES, _DATA), axis_types=types)
-
-    def _state_shardings(self, state: Any) -> Any:
-        mesh = self._mesh()
-        return jax.tree.map(lambda x: NamedSharding(mesh, P(_DEVICES) if x.ndim else P()), state)
-
-    def _batch_spec(self) -> P:
-        return P(_DEVICES) if self.data_shards == 1 else P(_DEVICES, _DATA)
-
-    def _local_rows(self) -> NDArray[np.int64]:
-        """The places of this process's devices among all."""
-        here = jax.process_index()
-        return np.flatnonzero([device.process_index == here for device in self.devices])
-
-    def _local_replicas(self) -> NDArray[np.int64]:
-        """The replicas that this process's devices hold."""
-        groups = np.unique(self._local_rows() // self.data_shards)
-        per_group = max(1, self.replicas // len(self.devices))
-        return (groups[:, None] * per_group + np.arange(per_group)).ravel()
-
-    def _local_shards(self) -> NDArray[np.int64]:
-        """Which parts of a replica's mini-batch this process's devices take."""
-        return np.unique(self._local_rows() % self.data_shards)
-
-    def _rows(self, x: jax.Array) -> jax.Array:
-        """(y, ...) as what each device holds, (D, y / D or 1, ...)."""
-        if self.data_shards > 1:
-            return x[np.repeat(np.arange(self.replicas), self.data_shards)][:, None]
-        return x.reshape(len(self.devices), -1, *x.shape[1:])
+    def _check_stacked(self, state: PyTree) -> None:
+        for path, leaf in jax.tree.leaves_with_path(state):
+            if np.ndim(leaf) and np.shape(leaf)[0] != self.replicas:
+                raise ValueError(
+                    f"state must have {self.replicas} replicas on the first axis of every leaf "
+                    f"with axes, got shape {np.shape(leaf)} at state{jax.tree_util.keystr(path)}"
+                )
 
 
-class _Pmapped:
-    """A step mapped by ``pmap``, which must be told which leaves are shared, in a hashable way."""
-
-    def __init__(self, plan: Plan, step: Step) -> None:
-        self._plan, self._step = plan, step
-        self._compiled: dict[Any, Any] = {}
-
-    def __call__(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        leaves, structure = jax.tree.flatten(state)
-        leaves, answer = self._mapped(leaves, structure)(tuple(leaves), batch)
-        return jax.tree.unflatten(structure, leaves), answer
-
-    def lower(self, state: Any, batch: Any) -> Any:
-        """The lowered program, as of a jitted function."""
-        leaves, structure = jax.tree.flatten(state)
-        return self._mapped(leaves, structure).lower(tuple(leaves), batch)
-
-    def _mapped(self, leaves: Sequence[jax.Array], structure: Any) -> Any:
-        """The pmapped function of the leaves of states of one structure."""
-        axes = tuple(0 if leaf.ndim else None for leaf in leaves)
-
-        def on_leaves(leaves: tuple[jax.Array, ...], batch: Any) -> tuple[tuple[Any, ...], Any]:
-            state, answer = _mapped_here(self._step, jax.tree.unflatten(structure, leaves), batch)
-            return tuple(jax.tree.leaves(state)), answer
-
-        if (structure, axes) not in self._compiled:
-            self._compiled[structure, axes] = jax.pmap(
-                on_leaves,
-                axis_name=_DEVICES,
-                in_axes=(axes, 0),
-                out_axes=(axes, 0),
-                devices=self._plan.devices,
-            )
-        return self._compiled[structure, axes]
-
-
-def _mapped_here(step: Step, state: Any, batch: Any) -> tuple[Any, Any]:
-    """The step of all replicas of one device, or of all devices together."""
-    axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
-    mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=_REPLICAS)
-    answer: tuple[Any, Any] = mapped(state, batch)
-    return answer
+def _check_divides(leaf: Any, shards: int, where: str) -> None:
+    if np.ndim(leaf) < 2 or np.shape(leaf)[1] % shards:
+        raise ValueError(
+            f"batch must have examples on the second axis, in a multiple of {shards}, the devices "
+            f"that share a replica, got shape {np.shape(leaf)} at {where}"
+        )
 
 
 def plan(
@@ -310,24 +237,34 @@ def plan(
     *,
     devices: Sequence[jax.Device] | int | None = None,
     backend: Backend = "jit",
+    model: PyTree | None = None,
 ) -> Plan:
     """Lays y replicas over D devices, to run a step written for one replica on all of them.
 
-    All backends give what ``vmap`` on one device gives. Between couplings nothing travels, but for
-    the gradients of devices that share a replica; a coupling is one all-reduce.
+    Every plan gives what ``vmap`` on one device gives, up to rounding. Between couplings nothing
+    travels, but for what devices that share a replica exchange; a coupling is one all-reduce.
 
     Args:
       replicas: y, at least 1. A multiple of the number of devices, or a divisor of it.
-      devices: the devices, or how many of ``jax.devices()``. Default: all.
-      backend: ``"jit"`` (the default) over a mesh with sharded arrays, ``"shard_map"``, or
-        ``"pmap"``.
+      devices: the devices, or how many of ``jax.devices()``. Default: all. In several processes at
+        least one of each.
+      backend: ``"jit"`` (the default): the replicas are mapped by hand, and the compiler divides
+        the batch and the parameters of a replica among the devices that share it.
+        ``"shard_map"`` leaves nothing to the compiler, and ``"pmap"`` is the oldest way: both need
+        y to be a multiple of D.
+      model: how one replica's parameters are divided among the devices that share it: a tree like
+        the parameters of ``PartitionSpec``, where at most one axis besides ``"data"`` is named, or
+        of ``NamedSharding``, whose mesh says how long each axis is. The axis ``"data"`` is the one
+        that divides the mini-batch, so parameters divided over it are those of fully sharded data
+        parallelism. Default: whole on each device.
 
     Returns:
       A `Plan`.
 
     Raises:
       TypeError: an argument is of the wrong type.
-      ValueError: there are not as many devices; y and D do not divide; the backend is unknown.
+      ValueError: there are not as many devices; y and D do not divide; the backend is unknown, or
+        cannot let devices share a replica; this process owns none of the devices.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
@@ -335,8 +272,7 @@ def plan(
       >>> tx = entropix.replicated_sgd(0.1, gamma=1.0, every=1, axis_name=plan.axis_name)
       >>> def step(state, target):
       ...     x, opt_state = state
-      ...     grad = plan.data_mean(2 * (x - target))
-      ...     updates, opt_state = tx.update(grad, opt_state, x)
+      ...     updates, opt_state = tx.update(2 * (x - target), opt_state, x)
       ...     return (optax.apply_updates(x, updates), opt_state), None
       >>> x = entropix.replicas.replicate(jnp.zeros(()), 4)
       >>> state = plan.place((x, entropix.replicas.stack_states(tx.init, x)))
@@ -362,10 +298,11 @@ def plan(
                 f"devices must be at most {len(there)}, as many as there are, got {asked}"
             )
         devices = there[:asked]
-    count = len(devices)
-    if not count or (replicas % count and count % replicas):
+    layout = lay_out(replicas, tuple(devices), model)
+    if backend != "jit" and layout.groups < len(layout.devices):
         raise ValueError(
-            "replicas must be a multiple of the number of devices or a divisor of it, "
-            f"got {replicas} replicas on {count} devices"
+            "backend must be 'jit' where devices share a replica, since batch normalization and "
+            f"dropout must see its whole mini-batch, got {backend!r} for {replicas} replicas on "
+            f"{len(layout.devices)} devices"
         )
-    return Plan(replicas, tuple(devices), backend)
+    return Plan(layout, backend)

@@ -26,7 +26,7 @@ def main(port: int, processes: int, devices: int, process_id: int) -> None:
     for name, algorithm in ALGORITHMS.items():
         plan = replicas.plan(Y)
         tx = algorithm(axis_name=plan.axis_name)
-        run, state = plan.run(one_replica_step(tx, plan)), plan.place(start(tx))
+        run, state = plan.run(one_replica_step(tx)), plan.place(start(tx))
         batches = [plan.place_batch(plan.local_part(batch)) for batch in BATCHES]
         for at in range(STEPS):
             state, _ = jax.block_until_ready(run(state, batches[at % len(batches)]))

@@ -1,7 +1,6 @@
 """The same training on one device, and on several by every backend; traffic of the programs."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 
 import entropix
 from entropix import replicas
+from tests.replicas.programs import collectives, inside_conditionals
 from tests.transforms.regression import DIM, as_tree, loss
 
 Y, STEPS, BATCH = 8, 50, 8
@@ -36,14 +36,12 @@ ALGORITHMS = {
 ALL = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
-def one_replica_step(tx, plan=None):
+def one_replica_step(tx):
     """A step of one replica, with its loss as the answer."""
 
     def step(state, batch):
         params, opt_state = state
         value, grads = jax.value_and_grad(loss)(params, batch)
-        if plan is not None:
-            value, grads = plan.data_mean((value, grads))
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
@@ -73,7 +71,7 @@ def first(batch, y):
 
 def on_devices(algorithm, plan, steps=STEPS):
     tx = ALGORITHMS[algorithm](axis_name=plan.axis_name)
-    run = plan.run(one_replica_step(tx, plan))
+    run = plan.run(one_replica_step(tx))
     state = plan.place(start(tx, plan.replicas))
     batches = [plan.place_batch(first(batch, plan.replicas)) for batch in BATCHES]
     for at in range(steps):
@@ -97,10 +95,9 @@ def test_many_devices_give_what_one_gives(algorithm, backend, devices):
     assert replicas.spread(expected[0]).total > 1e-3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_devices_that_share_a_replica_divide_its_batch(backend):
+def test_devices_that_share_a_replica_divide_its_batch():
     """Two replicas on eight devices: four for each."""
-    plan = replicas.plan(2, devices=8, backend=backend)
+    plan = replicas.plan(2, devices=8)
     assert plan.data_shards == 4
     assert_same(on_devices("replicated_sgd", plan), on_one_device("replicated_sgd", 2))
 
@@ -125,25 +122,6 @@ def test_stacked_coupling_is_mapped_coupling():
     assert_same(params, on_one_device("replicated_sgd")[0])
 
 
-def collectives(text):
-    """Names of the computations of an HLO text that hold a collective, with how many each."""
-    found, computation = {}, None
-    for line in text.splitlines():
-        if opening := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
-            computation = opening[1]
-        if re.search(r" (all-|reduce-scatter|collective-)[\w\-]*\(", line):
-            found[computation] = found.get(computation, 0) + 1
-    return found
-
-
-def inside_conditionals(text):
-    """Names of the computations that are branches of a conditional, or bodies of a loop."""
-    pattern = r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([^,\s]+))"
-    branches = [group for match in re.finditer(pattern, text) for group in match.groups() if group]
-    bodies = re.findall(r"body=([^,\s]+)", text)
-    return {name.strip(" %") for group in [*branches, *bodies] for name in group.split(",")}
-
-
 @ALL
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_only_traffic_is_one_all_reduce_inside_the_conditional(algorithm, backend):
@@ -153,12 +131,11 @@ def test_the_only_traffic_is_one_all_reduce_inside_the_conditional(algorithm, ba
     params = as_tree(np.tile(STARTS, (2, 1)))
     state = plan.place((params, replicas.stack_states(tx.init, params)))
     batch = plan.place_batch(jax.tree.map(lambda x: np.concatenate([x, x]), BATCHES[0]))
-    lowered = plan.run(one_replica_step(tx, plan)).lower(state, batch)
+    lowered = plan.run(one_replica_step(tx)).lower(state, batch)
     text = lowered.compile().as_text()
-    assert len(re.findall(r" all-reduce[\w\-]*\(", text)) == 1
     found = collectives(text)
-    assert sum(found.values()) == 1
-    assert set(found) <= inside_conditionals(text)
+    assert [each.kind for each in found] == ["all-reduce"]
+    assert found[0].computation in inside_conditionals(text)
 
 
 def test_the_reader_of_programs_sees_unconditional_traffic():
@@ -166,8 +143,10 @@ def test_the_reader_of_programs_sees_unconditional_traffic():
     plan = replicas.plan(Y, devices=8)
     x = plan.place(jnp.ones((Y, 3)))
     text = jax.jit(lambda x: x - x.mean(0)[None]).lower(x).compile().as_text()
-    assert sum(collectives(text).values()) == 1
-    assert not set(collectives(text)) & inside_conditionals(text)
+    found = collectives(text)
+    assert [each.kind for each in found] == ["all-reduce"]
+    assert found[0].groups == (tuple(range(8)),)
+    assert found[0].computation not in inside_conditionals(text)
 
 
 def test_counters_are_shared():
@@ -236,6 +215,14 @@ def test_a_step_is_compiled_once():
         ({"replicas": 2.5}, TypeError, "replicas must be an integer >= 1, got 2.5"),
         ({"replicas": 8, "devices": 0}, ValueError, "devices must be an integer >= 1, got 0"),
         ({"replicas": 8, "devices": ()}, ValueError, "got 8 replicas on 0 devices"),
+        (
+            {"replicas": 2, "backend": "pmap"}, ValueError,
+            "backend .* got 'pmap' for 2 replicas on 8",
+        ),
+        (
+            {"replicas": 2, "backend": "shard_map"}, ValueError,
+            "backend .* got 'shard_map' for 2 replicas on 8",
+        ),
         ({"replicas": 8, "backend": "mpi"}, ValueError, "backend must be one of .*got 'mpi'"),
     ],
 )  # fmt: skip
@@ -253,6 +240,57 @@ def test_bad_states_and_batches(backend):
         plan.place({"w": jnp.ones((4, 2)), "b": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match=r"batch must have 4 replicas .* \(5, 8\) at batch\[1\]"):
         plan.place_batch((np.ones((4, 8)), np.ones((5, 8))))
-    shared = replicas.plan(2, devices=8, backend=backend)
+
+
+def test_batches_that_do_not_divide():
+    shared = replicas.plan(2, devices=8)
     with pytest.raises(ValueError, match=r"in a multiple of 4, .*got shape \(2, 6\) at batch"):
         shared.place_batch(np.ones((2, 6)))
+
+
+def test_one_device_has_nobody_to_talk_to():
+    plan = replicas.plan(Y, devices=1)
+    tx = ALGORITHMS["replicated_sgd"](axis_name=plan.axis_name)
+    state, batch = plan.place(start(tx)), plan.place_batch(BATCHES[0])
+    text = plan.run(one_replica_step(tx)).lower(state, batch).compile().as_text()
+    assert collectives(text) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_step_takes_the_memory_of_its_state_alone(backend, devices):
+    """What the caller stacked stays whole, and so does the state itself without donation."""
+    plan = replicas.plan(4, devices=devices, backend=backend)
+    mine = {"x": jnp.ones((4, 3)), "count": jnp.zeros((), jnp.int32)}
+    mine["same"] = mine["x"]
+    step = lambda state, batch: (jax.tree.map(lambda x: x + 1, state), None)
+    batch = plan.place_batch(np.zeros((4, 2), np.float32))
+    state = plan.place(mine)
+    kept, _ = plan.run(step, donate=False)(state, batch)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    new, _ = plan.run(step)(state, batch)
+    assert state["x"].is_deleted()
+    assert state["same"].is_deleted()
+    jax.tree.map(np.testing.assert_array_equal, plan.collect(new), plan.collect(kept))
+    assert mine["x"].sum() == mine["same"].sum() == 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_collected_replicas_are_the_hosts(backend):
+    """They lie on no device, and later steps do not write over them."""
+    plan = replicas.plan(8, devices=4, backend=backend)
+    run = plan.run(lambda state, batch: ({"x": state["x"] + 1, "key": state["key"]}, None))
+    keys = jax.random.split(jax.random.key(0), 8)
+    state = plan.place({"x": jnp.arange(8.0), "key": keys})
+    found = plan.collect(state)
+    state, _ = run(state, plan.place_batch(np.zeros((8, 1), np.float32)))
+    assert isinstance(found["x"], np.ndarray)
+    np.testing.assert_array_equal(found["x"], np.arange(8.0))
+    assert len(found["key"].devices()) == 1
+    assert bool(jnp.all(jax.random.key_data(found["key"]) == jax.random.key_data(keys)))
+
+
+def test_a_process_without_a_device_of_the_plan_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    with pytest.raises(ValueError, match=r"devices .* none of process 3 among 2 .* \[0\]"):
+        replicas.plan(2, devices=2)

@@ -1,0 +1,99 @@
+"""A step written for one replica, mapped over those of one group of devices, and over groups."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from entropix.replicas._layout import GROUPS, STACKED, Layout
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def sharded_step(step: Step, layout: Layout, *, by_hand: bool, donate: bool) -> Step:
+    """A compiled step over sharded arrays.
+
+    The groups are mapped by hand, so that no replica ever meets the partitioner of XLA: a mapped
+    convolution becomes a grouped one, which it would compute whole on every device. Inside a
+    group the compiler divides batches and parameters as they are annotated.
+
+    Args:
+      step: of one replica.
+      layout: where the replicas are.
+      by_hand: whether to leave nothing at all to the compiler.
+      donate: whether the state's buffers are given to the new state.
+
+    Returns:
+      The step of all replicas.
+    """
+    mesh = layout.mesh
+    manual = set(mesh.axis_names) if by_hand else {GROUPS}
+
+    def run(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        specs = jax.tree.map(lambda x: P(GROUPS) if x.ndim else P(), state)
+        state, answer = jax.shard_map(
+            lambda state, batch: group_step(step, state, batch, layout.per_group),
+            mesh=mesh,
+            in_specs=(specs, P(GROUPS)),
+            out_specs=(specs, P(GROUPS)),
+            axis_names=manual,
+            # The check asks of every scan in a model that its carry start as varying as it ends.
+            check_vma=False,
+        )(state, batch)
+        return jax.lax.with_sharding_constraint(state, layout.state_shardings(state)), answer
+
+    return jax.jit(run, donate_argnums=(0,) if donate else ())
+
+
+def group_step(step: Step, state: PyTree, batch: PyTree, replicas: int) -> tuple[PyTree, PyTree]:
+    """The step of the replicas of one group; without a ``vmap`` where it holds one alone."""
+    if replicas == 1:
+        row = jax.tree.map(lambda x: x[0] if x.ndim else x, state)
+        new_row, answer = step(row, jax.tree.map(lambda x: x[0], batch))
+        new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new_row, state)
+        return new_state, jax.tree.map(lambda x: x[None], answer)
+    axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=STACKED)
+    result: tuple[PyTree, PyTree] = mapped(state, batch)
+    return result
+
+
+class PmappedStep:
+    """A step mapped by ``pmap``, which must be told which leaves are shared, in a hashable way."""
+
+    def __init__(self, step: Step, layout: Layout, *, donate: bool) -> None:
+        self._step, self._layout = step, layout
+        self._donated = (0,) if donate else ()
+        self._compiled: dict[Any, Any] = {}
+
+    def __call__(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        leaves, structure = jax.tree.flatten(state)
+        leaves, answer = self._mapped(leaves, structure)(tuple(leaves), batch)
+        return jax.tree.unflatten(structure, leaves), answer
+
+    def lower(self, state: PyTree, batch: PyTree) -> Any:
+        """The lowered program, as of a jitted function."""
+        leaves, structure = jax.tree.flatten(state)
+        return self._mapped(leaves, structure).lower(tuple(leaves), batch)
+
+    def _mapped(self, leaves: Sequence[jax.Array], structure: Any) -> Any:
+        """The pmapped function of the leaves of states of one structure."""
+        axes = tuple(0 if leaf.ndim else None for leaf in leaves)
+
+        def on_leaves(leaves: tuple[jax.Array, ...], batch: Any) -> tuple[tuple[Any, ...], Any]:
+            state = jax.tree.unflatten(structure, leaves)
+            state, answer = group_step(self._step, state, batch, self._layout.per_group)
+            return tuple(jax.tree.leaves(state)), answer
+
+        if (structure, axes) not in self._compiled:
+            self._compiled[structure, axes] = jax.pmap(
+                on_leaves,
+                axis_name=GROUPS,
+                in_axes=(axes, 0),
+                out_axes=(axes, 0),
+                devices=self._layout.devices,
+                donate_argnums=self._donated,
+            )
+        return self._compiled[structure, axes]
