@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 from entropix._canary import FaultyBackendWarning
 from entropix.transforms import (
+    AverageUpdatesState,
+    Compression,
     CoupleReplicasState,
+    DiLoCoState,
     EntropyDescentState,
     LangevinNoiseState,
+    average_updates,
     couple_replicas,
+    diloco,
     elastic_sgd,
     entropy_adam,
     entropy_descent,
     entropy_sgd,
     eval_params,
+    fragments,
     heat_sgd,
     hopf_lax_sgd,
     langevin_noise,
@@ -38,12 +44,17 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "AverageUpdatesState",
+    "Compression",
     "CoupleReplicasState",
+    "DiLoCoState",
     "EntropyDescentState",
     "FaultyBackendWarning",
     "LangevinNoiseState",
+    "average_updates",
     "committee",
     "couple_replicas",
+    "diloco",
     "dynamics",
     "elastic_sgd",
     "entropy_adam",
@@ -51,6 +62,7 @@ __all__ = [
     "entropy_sgd",
     "eval_params",
     "flatness",
+    "fragments",
     "heat_sgd",
     "hopf_lax_sgd",
     "langevin_noise",

@@ -335,14 +335,18 @@ def eval_params(opt_state: optax.OptState, params: optax.Params) -> optax.Params
     Reference:
       Chaudhari et al., Entropy-SGD, ICLR 2017, Algorithm 1: the x of its last line.
     """
-    found = optax.tree.get_all_with_path(opt_state, "EntropyDescentState")
-    if not found:
-        raise ValueError("opt_state must hold the state of an entropy_descent, found none in it")
-
-    for _, state in found:
+    descents = optax.tree.get_all_with_path(opt_state, "EntropyDescentState")
+    local_sgds = optax.tree.get_all_with_path(opt_state, "DiLoCoState")
+    if not descents and not local_sgds:
+        raise ValueError(
+            "opt_state must hold the state of an entropy_descent or of a diloco, found none in it"
+        )
+    found = [(state, state.inner_step == 0) for _, state in descents]
+    found += [(s, (s.inner_step == 0) & (s.outer_step == 0)) for _, s in local_sgds]
+    for state, starts in found:
         if state.anchor is not None:
             params = jax.tree.map(
-                lambda a, x, starts=state.inner_step == 0: _anchor_or(a, x, starts),
+                lambda a, x, starts=starts: _anchor_or(a, x, starts),
                 state.anchor, params,
                 is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
             )  # fmt: skip
@@ -354,4 +358,4 @@ def _anchor_or(anchor: Any, held: jax.Array, starts: jax.Array) -> jax.Array:
     if isinstance(anchor, optax.MaskedNode):
         return held
     replica_axes = jnp.reshape(starts, starts.shape + (1,) * (held.ndim - starts.ndim))
-    return jnp.where(replica_axes, held, anchor)
+    return jnp.where(replica_axes, held, anchor.astype(held.dtype))

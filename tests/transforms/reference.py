@@ -170,3 +170,51 @@ def relaxation(
             iterates.append(w - inner_learning_rate * d)
         x = x - learning_rate * (x - average(iterates))
     return x
+
+
+class Adam:
+    """Adam with Optax's defaults."""
+
+    def __init__(self) -> None:
+        self.first, self.second, self.count = 0.0, 0.0, 0
+
+    def __call__(self, d: np.ndarray) -> np.ndarray:
+        self.count += 1
+        self.first = 0.9 * self.first + 0.1 * d
+        self.second = 0.999 * self.second + 0.001 * d**2
+        first = self.first / (1 - 0.9**self.count)
+        second = self.second / (1 - 0.999**self.count)
+        return first / (np.sqrt(second) + 1e-8)
+
+
+def diloco(
+    gradient: Callable[[np.ndarray, int, int], np.ndarray],
+    start: np.ndarray,
+    *,
+    replicas: int,
+    gradients: int,
+    inner_steps: int,
+    inner: Callable[[], Callable[[np.ndarray], np.ndarray]],
+    learning_rate: float,
+    outer_learning_rate: float = 0.7,
+    momentum: float | None = 0.9,
+    phase: int = 0,
+    delay: int = 0,
+    blend: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Douillard et al. 2023, Algorithm 1, and 2025 for phase, delay and blend: x^a and theta."""
+    theta = start.copy()
+    x = np.stack([start] * replicas)
+    inners, outer = [inner() for _ in range(replicas)], Momentum(momentum, True)
+    left, travelling = inner_steps - phase, []
+    for step in range(gradients):
+        for a in range(replicas):
+            x[a] = x[a] - learning_rate * inners[a](gradient(x[a], a, step))
+        left -= 1
+        if left == 0:
+            travelling.append((step + delay, np.mean(theta - x, 0)))
+            left = inner_steps
+        if travelling and travelling[0][0] == step:
+            theta = theta - outer_learning_rate * outer(travelling.pop()[1])
+            x = (1 - blend) * x + blend * theta
+    return x, theta
