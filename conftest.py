@@ -1,6 +1,7 @@
-"""What every test runs under: eight simulated devices, the CPU fault's cure."""
+"""What every test runs under: simulated devices, the CPU fault's cure, a cache, checked shapes."""
 
 import os
+from pathlib import Path
 
 # Both must be in the environment before jax starts its backend. The empty fusion type is the cure
 # for the wrong reductions of jax 0.10.2 on CPU (README, "A fault in jax 0.10.2").
@@ -11,11 +12,38 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_experimental_ynn_fusion_type=",
     ]
 )
+# Programs compiled once serve the other workers, the processes that tests start, and the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import jaxtyping
 import pytest
+
+# Shapes and types in signatures are checked at run time in the tests only. Before the library is
+# imported, in every worker. An integer is a float, as for mypy.
+jaxtyping.install_import_hook(
+    "entropix", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+unwrapped_raises = pytest.raises
+
+
+@contextlib.contextmanager
+def raises(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    """`pytest.raises` with unchecked signatures: the library itself refuses what is wrong."""
+    with unwrapped_raises(*args, **kwargs) as caught:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            yield caught
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+
+pytest.raises = raises
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -163,9 +163,9 @@ def _thick_restart(
     like: Any,
     key: jax.Array,
     k: int,
-    tol: float,
+    tol: jax.Array,
     which: End,
-    max_products: int,
+    max_products: jax.Array,
 ) -> Eigenvalues:
     vectors = vectors_like(like)
     dtype = vectors.dtype

@@ -142,7 +142,7 @@ def _largest_rise(
     def mean_of(function: Callable[..., Any], w: jax.Array) -> Any:
         return mean_over_chunks(lambda chunk: function(w, chunk), batch, batch_size)
 
-    def ascend(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def ascend(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         offset, best = carry
         gradient = mean_of(jax.grad(value), center + offset)
         offset = offset + _PATH_OVER_RADIUS * radius / num_steps * _unit(gradient)
