@@ -22,7 +22,9 @@ def python_blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-PAGES = sorted(page for page in DOCS.rglob("*.md") if python_blocks(page))
+PAGES = sorted(
+    page for page in [*DOCS.rglob("*.md"), ROOT / "CONTRIBUTING.md"] if python_blocks(page)
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ PAGES = sorted(page for page in DOCS.rglob("*.md") if python_blocks(page))
         pytest.param(
             page,
             marks=[pytest.mark.slow] if page.name in SLOW else [],
-            id=str(page.relative_to(DOCS)),
+            id=page.name,
         )
         for page in PAGES
     ],
