@@ -80,17 +80,23 @@ def check_integer(name: str, number: Any, *, at_least: int) -> None:
 
 
 def check_float_leaves(name: str, tree: Any) -> None:
-    """Raises unless every leaf of ``tree`` is a floating-point array.
+    """Raises unless every leaf of ``tree`` is a floating-point array; a Python float is none.
 
     Args:
       name: the argument's name, for the message.
       tree: a pytree of arrays (or of their shapes and dtypes).
 
     Raises:
-      TypeError: a leaf is not of a floating-point type; the message names its path and dtype.
+      TypeError: a leaf is no array or not of a floating-point type; the message names its path
+        and what it is.
     """
     for path, leaf in jax.tree.leaves_with_path(tree):
-        dtype = jnp.result_type(leaf)
+        where = jax.tree_util.keystr(path)
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None:
+            raise TypeError(
+                f"{name} must hold floating-point arrays, got {leaf!r} at {name}{where}: "
+                f"make it one by jnp.asarray"
+            )
         if not jnp.issubdtype(dtype, jnp.floating):
-            where = jax.tree_util.keystr(path)
             raise TypeError(f"{name} must hold floating-point arrays, got {dtype} at {name}{where}")

@@ -15,25 +15,23 @@ tails included to within 6 % at 4 standard deviations. They are meant for optimi
 cryptography.
 """
 
-from collections.abc import Callable
+import functools
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
+
+from entropix._places import mixed, places
 
 # The root of E[w^2] = 1, E[w^4] = 3 for w = a v + b v^3, v the sum of steps 1 and 2 (exact
 # moments).
 _LINEAR, _CUBIC = 0.3471501718, 0.00011537726594
-
-
-def _mixed(word: jax.Array, shifts: tuple[int, int, int], factors: tuple[int, int]) -> jax.Array:
-    """Xor-shift and multiply: one bit flipped in flips each bit out half the time."""
-    word = word ^ (word >> np.uint32(shifts[0]))
-    word = word * np.uint32(factors[0])
-    word = word ^ (word >> np.uint32(shifts[1]))
-    word = word * np.uint32(factors[1])
-    return word ^ (word >> np.uint32(shifts[2]))
+# Shifts and factors of two rounds of mixing.
+_FIRST_ROUND = (16, 13, 16), (0x85EBCA6B, 0xC2B2AE35)
+_SECOND_ROUND = (15, 13, 16), (0x2C1B3C6D, 0x297A2D39)
 
 
 def _linear_index(leaf: jax.Array) -> jax.Array:
@@ -52,13 +50,13 @@ def _hashed_bits(seed: jax.Array, leaf: jax.Array) -> jax.Array:
     """32 random bits for each element of the leaf from two uint32 seed words."""
     # An odd factor drawn anew for each seed keeps two streams from being shifts of one another.
     counter = _linear_index(leaf) * (seed[0] | np.uint32(1)) + seed[1]
-    return _mixed(counter, (16, 13, 16), (0x85EBCA6B, 0xC2B2AE35))
+    return mixed(counter, *_FIRST_ROUND)
 
 
 def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
     """Float32 normal numbers of the leaf's shape from two uint32 seed words."""
     bits = _hashed_bits(seed, leaf)
-    more_bits = _mixed(bits + np.uint32(0x9E3779B9), (15, 13, 16), (0x2C1B3C6D, 0x297A2D39))
+    more_bits = mixed(bits + np.uint32(0x9E3779B9), *_SECOND_ROUND)
 
     def to_float(word: jax.Array) -> jax.Array:
         return word.astype(jnp.int32).astype(jnp.float32)
@@ -71,28 +69,32 @@ def _standard_normal(seed: jax.Array, leaf: jax.Array) -> jax.Array:
     return v * (_LINEAR + _CUBIC * v * v)
 
 
-def _uniform(seed: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Float32 numbers on a grid inside (0, 1), both ends excluded and symmetric about 1/2."""
-    bits = _hashed_bits(seed, leaf) >> np.uint32(9)
-    return (bits.astype(jnp.int32).astype(jnp.float32) + 0.5) / 2**23
+@functools.cache
+def _stream(path: str) -> tuple[int, int]:
+    """Two words that name a leaf's stream."""
+    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4]), int.from_bytes(digest[4:])
 
 
-def normal_like(key: jax.Array, tree: Any) -> Any:
-    """Independent standard normal numbers in the shapes, dtypes and shardings of ``tree``."""
-    noise = _random_like(_standard_normal, key, tree)
-    return jax.tree.map(lambda z, leaf: z.astype(leaf.dtype), noise, tree)
+def normal_like(key: Key[Array, ""], tree: Any) -> Any:
+    """Independent standard normal numbers in the shapes, dtypes and shardings of ``tree``.
 
-
-def uniform_like(key: jax.Array, tree: Any) -> Any:
-    """Independent float32 numbers, uniform on (0, 1), in the shapes and shardings of ``tree``."""
-    return _random_like(_uniform, key, tree)
-
-
-def _random_like(
-    draw: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, tree: Any
-) -> Any:
-    """One stream of ``draw(seed, leaf)`` for each leaf."""
-    leaves = jax.tree.leaves(tree)
-    seeds = jax.random.bits(key, (len(leaves), 2), jnp.uint32)
-    noise = [draw(seed, leaf) for seed, leaf in zip(seeds, leaves, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(tree), noise)
+    A leaf's stream is named by its path and not by its position: the groups of ``optax.partition``
+    hold different leaves of one tree, and draw different numbers from one key. Mapped copies of a
+    leaf draw from different streams where the key is the same for all, see `entropix._places`.
+    """
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    if not paths:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    names = np.array([_stream(path) for path in paths], np.uint32)
+    seeds = mixed(jax.random.bits(key, (1, 2), jnp.uint32) ^ names, *_FIRST_ROUND)
+    # Nothing where nothing is mapped, and both words another for each copy elsewhere.
+    copies = places(jax.random.key_data(key), [(leaf,) for leaf in leaves])
+    noise = [
+        _standard_normal(seed ^ jnp.stack([copy, copy * np.uint32(0x85EBCA6B)]), leaf)
+        for seed, copy, leaf in zip(seeds, copies, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(
+        structure, [z.astype(leaf.dtype) for z, leaf in zip(noise, leaves, strict=True)]
+    )

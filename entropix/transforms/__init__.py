@@ -4,10 +4,13 @@ from entropix.transforms._average_updates import AverageUpdatesState, average_up
 from entropix.transforms._coupling import CoupleReplicasState, couple_replicas, replicated_sgd
 from entropix.transforms._diloco import DiLoCoState, diloco
 from entropix.transforms._elastic_sgd import elastic_sgd
-from entropix.transforms._entropy_descent import EntropyDescentState, entropy_descent, eval_params
+from entropix.transforms._entropy_descent import entropy_descent
 from entropix.transforms._entropy_sgd import entropy_adam, entropy_sgd
+from entropix.transforms._eval_params import eval_params
 from entropix.transforms._exchange import Compression
 from entropix.transforms._fragments import fragments
+from entropix.transforms._grad_fn_descent import entropy_descent_with_grad_fn
+from entropix.transforms._inner_loop import EntropyDescentState
 from entropix.transforms._langevin import LangevinNoiseState, langevin_noise, sgld
 from entropix.transforms._parle import parle
 from entropix.transforms._relaxation import heat_sgd, hopf_lax_sgd, plain_average
@@ -25,6 +28,7 @@ __all__ = [
     "elastic_sgd",
     "entropy_adam",
     "entropy_descent",
+    "entropy_descent_with_grad_fn",
     "entropy_sgd",
     "eval_params",
     "fragments",

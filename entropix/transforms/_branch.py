@@ -1,31 +1,52 @@
 """Branches on the step counter that cost little when they are not taken."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool
 
 T = TypeVar("T")
 
 
 def apply_when(
-    predicate: jax.Array, fn: Callable[[T], T], operand: T, *, in_place: bool = True
+    predicate: Bool[Array, ""], fn: Callable[[T], T], operand: T, *, in_place: bool = True
 ) -> T:
     """``fn(operand) if predicate else operand``, for a scalar predicate.
 
     Outside ``jit`` the predicate is known, and only one side is run. Inside it is a loop of at most
     one trip: XLA lets a loop's carry stay where it is, while ``lax.cond`` copies all that its
     branches pass through, which was measured to cost as much as the rest of an optimizer's update.
-    ``in_place=False`` is ``lax.cond``, for operands that are new in any case.
+    A loop has no reverse derivative, so under differentiation it is ``lax.cond`` all the same.
+    ``in_place=False`` is always ``lax.cond``, for operands that are new in any case.
     """
     if not isinstance(predicate, jax.core.Tracer):
         return fn(operand) if predicate else operand
     if not in_place:
         return jax.lax.cond(predicate, fn, lambda operand: operand, operand)
+    # A custom derivative sees its arguments alone, so what `fn` closes over becomes one of them.
+    closed, captured = jax.closure_convert(fn, operand)
+    return _loop_once(closed, predicate, operand, captured)
 
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _loop_once(fn: Any, predicate: Any, operand: Any, captured: Any) -> Any:
     def body(carry: Any) -> Any:
         pending, operand = carry
-        return pending & np.False_, fn(operand)
+        return pending & np.False_, fn(operand, *captured)
 
     return jax.lax.while_loop(lambda carry: carry[0], body, (predicate, operand))[1]
+
+
+@_loop_once.defjvp
+def _loop_once_jvp(fn: Any, primals: Any, tangents: Any) -> Any:
+    predicate, operand, captured = primals
+
+    def branch(operand: Any, captured: Any) -> Any:
+        return jax.lax.cond(
+            predicate, lambda operand: fn(operand, *captured), lambda operand: operand, operand
+        )
+
+    return jax.jvp(branch, (operand, captured), tangents[1:])

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
@@ -17,13 +18,13 @@ class CoupleReplicasState(NamedTuple):
     """State of `couple_replicas`.
 
     Attributes:
-      step: number t of updates made, one count for all stacked replicas. # shape=(), dtype=int32
+      step: number t of updates made, one count for all stacked replicas.
       center: the moving center, with length 1 on the stacked axis; zeros before the first coupling.
         None when the center is the mean.
     """
 
-    step: jax.Array
-    center: optax.Params | None
+    step: Int[Array, ""]
+    center: PyTree | None
 
 
 def couple_replicas(
@@ -40,9 +41,8 @@ def couple_replicas(
     .. math:: d^a \leftarrow d^a + K \gamma (x^a - \bar x), \qquad \bar x = \frac{1}{y} \sum_a x^a,
               \qquad \text{on every step } t \equiv 0 \pmod K
 
-    The mean is that of the weights before the step, of the replicas whose weights are finite, and
-    no gradient goes through it. Put it first
-    in a chain, so that the pull goes through the momentum like the gradient:
+    The mean is that of the weights before the step, of the replicas whose weights are finite. Put
+    it first in a chain, so that the pull goes through the momentum like the gradient:
     ``optax.chain(couple_replicas(gamma, axis=0), optax.adam(1e-3))`` is replicated Adam. Wrap it in
     ``optax.masked`` to couple some layers only.
 
@@ -60,8 +60,8 @@ def couple_replicas(
 
     Args:
       gamma: coupling of the paper, in units of 1 / parameter^2, or a schedule of the number of
-        updates made. At least 0. See `entropix.scoping` for schedules and the units of other
-        papers.
+        updates made. At least 0. `entropix.scoping` has schedules, the units of other papers,
+        and the largest gamma that is stable.
       every: K, steps between couplings. At least 1, default 1.
       center: ``"mean"`` (default) or ``"moving"``.
       center_rate: beta, the weight of the mean in the moving center, or a schedule of the number of
@@ -126,10 +126,13 @@ def couple_replicas(
             if not moving:
                 return mean
             rate = jnp.where(state.step == 0, 1.0, at(center_rate, state.step))
-            return jax.tree.map(
-                lambda c, m: (1 - rate).astype(c.dtype) * c + rate.astype(c.dtype) * m,
-                center, mean,
-            )  # fmt: skip
+
+            def moved_leaf(c: jax.Array, m: jax.Array) -> jax.Array:
+                share = rate.astype(c.dtype)
+                # A center that was lost with all replicas starts again from their mean.
+                return jnp.where(jnp.isfinite(c), (1 - share) * c + share * m, m)
+
+            return jax.tree.map(moved_leaf, center, mean)
 
         def pulled(
             carry: tuple[optax.Updates, optax.Params],
@@ -179,14 +182,15 @@ def replicated_sgd(
       weight_decay: lambda, in units of 1 / parameter^2, the same for one replica as for plain SGD.
         Default 0.
       axis: the axis of every leaf along which the replicas are stacked.
-      axis_name: name, or tuple of names, of the mapped axes of the replicas. See `couple_replicas`.
+      axis_name: name, or tuple of names, of the mapped axes along which the replicas lie.
 
     Returns:
       An ``optax.GradientTransformation``.
 
     Raises:
-      TypeError: see `couple_replicas`.
-      ValueError: see `couple_replicas`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; the
+        leaves do not share the axis; ``update`` without params.
 
     Examples:
       Four replicas with different data meet between their minima:

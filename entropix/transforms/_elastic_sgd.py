@@ -38,21 +38,23 @@ def elastic_sgd(
       learning_rate: eta, a number or a schedule of the number of updates made.
       gamma: coupling, in units of 1 / parameter^2: rho of the paper over K. A number or a schedule
         of the number of updates made. At least 0.
-      center_rate: beta, see `couple_replicas`. Default 0.9.
+      center_rate: beta, the weight of the mean in the moving center, a number or a schedule of the
+        number of updates made. From 0 to 1, default 0.9.
       every: K, steps between couplings; tau of the paper. Default 10.
       momentum: delta, decay of the velocity (0.99 in the paper's EAMSGD), or None. Default None.
       nesterov: whether the momentum is Nesterov's, the paper's. The weights that the loop holds are
         then the shifted ones, and the force is taken there. Default True.
       weight_decay: lambda, inside the momentum. Default 0.
-      axis: see `couple_replicas`.
-      axis_name: see `couple_replicas`.
+      axis: the axis of every leaf along which the replicas are stacked.
+      axis_name: name, or tuple of names, of the mapped axes along which the replicas lie.
 
     Returns:
       An ``optax.GradientTransformation``.
 
     Raises:
-      TypeError: see `couple_replicas`.
-      ValueError: see `couple_replicas`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; the
+        leaves do not share the axis; ``update`` without params.
 
     Examples:
       Two replicas with different minima stay between them, and so does the center:

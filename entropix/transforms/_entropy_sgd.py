@@ -1,13 +1,15 @@
 """The two named optimizers of the Entropy-SGD paper, as choices of outer and inner optimizer."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from entropix._checks import check_number
-from entropix.transforms._entropy_descent import entropy_descent
+from entropix.transforms._entropy_descent import descent
+from entropix.transforms._inner_loop import InnerLoop
 from entropix.transforms._langevin import at
 
 
@@ -31,36 +33,52 @@ def _scale_by_outer_learning_rate(
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
-class InnerLoop(NamedTuple):
-    """The inner loop of the paper: SGD, and the noise that goes with its learning rate."""
-
-    optimizer: optax.GradientTransformation
-    noise_std: optax.ScalarOrSchedule
-
-
-def inner_sgd(
+def sgd_loop(
     learning_rate: optax.ScalarOrSchedule,
+    *,
+    inner_steps: int,
+    gamma: optax.ScalarOrSchedule,
     noise: optax.ScalarOrSchedule,
     momentum: float | None,
     nesterov: bool,
     weight_decay: float,
+    **options: Any,
 ) -> InnerLoop:
-    """SGD with pull and weight decay inside the momentum; noise sqrt(eta') eps outside it."""
+    """The paper's inner loop: pull and weight decay inside the momentum, the noise outside it.
+
+    Args:
+      learning_rate: eta', a number or a schedule of the outer step.
+      inner_steps: L.
+      gamma: coupling to the anchor, a number or a schedule of the outer step.
+      noise: epsilon; the noise of one step has standard deviation sqrt(eta') epsilon.
+      momentum: decay of the momentum, or None.
+      nesterov: whether it is Nesterov's.
+      weight_decay: lambda.
+      **options: further fields of `InnerLoop`.
+
+    Returns:
+      The loop, its arguments checked.
+    """
     check_number("inner_learning_rate", learning_rate, at_least=0)
     check_number("noise", noise, at_least=0)
     check_number("weight_decay", weight_decay, at_least=0)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.identity() if momentum is None else optax.trace(momentum, nesterov),
-        _scale_by_outer_learning_rate(learning_rate),
-    )
 
-    def noise_std(outer_step: jax.Array) -> jax.Array:
+    def noise_std(outer_step: Int[Array, ""]) -> Float[Array, ""]:
         rate = jnp.asarray(at(learning_rate, outer_step))
         return jnp.sqrt(rate) * at(noise, outer_step)
 
     silent = isinstance(noise, (int, float)) and noise == 0
-    return InnerLoop(optimizer, 0.0 if silent else noise_std)
+    return InnerLoop(
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.identity() if momentum is None else optax.trace(momentum, nesterov),
+            _scale_by_outer_learning_rate(learning_rate),
+        ),
+        inner_steps=inner_steps,
+        gamma=gamma,
+        noise_std=0.0 if silent else noise_std,
+        **options,
+    )
 
 
 def entropy_sgd(
@@ -71,7 +89,7 @@ def entropy_sgd(
     gamma: optax.ScalarOrSchedule = 1e-4,
     noise: optax.ScalarOrSchedule = 1e-4,
     ema_decay: optax.ScalarOrSchedule = 0.75,
-    momentum: float | None = 0.9,
+    momentum: float | None = None,
     inner_momentum: float | None = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,
@@ -92,8 +110,8 @@ def entropy_sgd(
 
     then :math:`x \leftarrow x - \eta \, \mathrm{momentum}(x - \mu)`. One ``update`` per gradient;
     evaluate at ``eval_params(opt_state, params)``. The defaults are those of the paper's MNIST
-    experiments with the noise of its released code, where x - mu stands for the gradient and the
-    learning rate starts at 1.
+    experiments, where x - mu stands for the gradient and the learning rate starts at 1, but for the
+    noise, which is that of its released code, and for the outer momentum, which is off.
 
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
@@ -105,24 +123,30 @@ def entropy_sgd(
       noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
         epsilon, the paper's text (its released code adds sqrt(2 eta') epsilon: multiply by 1.41 to
         match). A number or a schedule of the outer step. At least 0, default 1e-4.
-      ema_decay: alpha, the weight of the old average, see `entropy_descent`. Default 0.75.
-      momentum: decay of the outer momentum, or None for none. Default 0.9.
+      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1, a number or a schedule of the
+        inner step. Default 0.75.
+      momentum: decay of the outer momentum, or None for none. Default None: at learning rate 1 a
+        momentum of 0.9 moves x by 10 (x - mu) in the end, which does not train a deep network.
       inner_momentum: decay of the inner momentum, or None for none. Default 0.9.
       nesterov: whether both momenta are Nesterov's. Default True.
       weight_decay: lambda, inside the inner momentum. Default 0.
-      debias: see `entropy_descent`. Default False.
-      scale_by_gamma: see `entropy_descent`. Default False.
-      reset_inner: see `entropy_descent`. Default True.
-      opaque: see `entropy_descent`. Default False.
-      key: an integer seed or a key of ``jax.random.key``. Default 0.
-      accumulator_dtype: see `entropy_descent`.
+      debias: whether to divide x - mu by 1 - alpha^L, which takes the start x out of the average.
+        Default False.
+      scale_by_gamma: whether the outer step is along gamma (x - mu), the gradient of the local
+        entropy, instead of x - mu. Default False.
+      reset_inner: whether the inner momentum starts from 0 at every outer step. Default True.
+      opaque: whether one ``update`` is a whole outer step, as in `entropy_descent_with_grad_fn`.
+        Default False.
+      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0.
+      accumulator_dtype: dtype of the running average; None (the default) means that of the
+        parameters.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
 
     Raises:
-      TypeError: see `entropy_descent`.
-      ValueError: see `entropy_descent`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; ``update`` without params.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
@@ -143,21 +167,23 @@ def entropy_sgd(
       2021, Algorithm 1.
     """
     check_number("learning_rate", learning_rate, at_least=0)
-    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
-    return entropy_descent(
-        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-        inner.optimizer,
+    loop = sgd_loop(
+        inner_learning_rate,
         inner_steps=inner_steps,
         gamma=gamma,
-        noise_std=inner.noise_std,
+        noise=noise,
         ema_decay=ema_decay,
+        momentum=inner_momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
         debias=debias,
         scale_by_gamma=scale_by_gamma,
         reset_inner=reset_inner,
-        opaque=opaque,
         key=key,
         accumulator_dtype=accumulator_dtype,
     )
+    outer = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+    return descent(outer, loop, opaque=opaque)
 
 
 def entropy_adam(
@@ -190,27 +216,35 @@ def entropy_adam(
       b1: decay of Adam's first moment. The paper uses 0.5, the default.
       b2: decay of Adam's second moment. Default 0.999.
       eps: Adam's epsilon. Default 1e-8.
-      inner_learning_rate: see `entropy_sgd`. Default 0.1.
+      inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
+        0.1.
       inner_steps: L, gradients per outer step. Default 20.
-      gamma: see `entropy_sgd`. Default 1e-4.
-      noise: see `entropy_sgd`. Default 1e-4.
-      ema_decay: see `entropy_sgd`. Default 0.75.
-      inner_momentum: see `entropy_sgd`. Default 0.9.
+      gamma: scope, in units of 1 / parameter^2, a number or a schedule of the outer step. At least
+        0, default 1e-4.
+      noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
+        epsilon. A number or a schedule of the outer step. At least 0, default 1e-4.
+      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1, a number or a schedule of the
+        inner step. Default 0.75.
+      inner_momentum: decay of the inner momentum, or None for none. Default 0.9.
       nesterov: whether the inner momentum is Nesterov's. Default True.
-      weight_decay: see `entropy_sgd`. Default 0.
-      debias: see `entropy_descent`. Default False.
-      scale_by_gamma: see `entropy_descent`. Default False.
-      reset_inner: see `entropy_descent`. Default True.
-      opaque: see `entropy_descent`. Default False.
-      key: an integer seed or a key of ``jax.random.key``. Default 0.
-      accumulator_dtype: see `entropy_descent`.
+      weight_decay: lambda, inside the inner momentum. Default 0.
+      debias: whether to divide x - mu by 1 - alpha^L, which takes the start x out of the average.
+        Default False.
+      scale_by_gamma: whether the outer step is along gamma (x - mu), the gradient of the local
+        entropy, instead of x - mu. Default False.
+      reset_inner: whether the inner momentum starts from 0 at every outer step. Default True.
+      opaque: whether one ``update`` is a whole outer step, as in `entropy_descent_with_grad_fn`.
+        Default False.
+      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0.
+      accumulator_dtype: dtype of the running average; None (the default) means that of the
+        parameters.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
 
     Raises:
-      TypeError: see `entropy_descent`.
-      ValueError: see `entropy_descent`; or b1 or b2 outside [0, 1).
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; ``update`` without params.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
@@ -231,18 +265,20 @@ def entropy_adam(
     check_number("learning_rate", learning_rate, at_least=0)
     check_number("b1", b1, at_least=0, below=1)
     check_number("b2", b2, at_least=0, below=1)
-    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
-    return entropy_descent(
-        optax.adam(learning_rate, b1=b1, b2=b2, eps=eps),
-        inner.optimizer,
+    loop = sgd_loop(
+        inner_learning_rate,
         inner_steps=inner_steps,
         gamma=gamma,
-        noise_std=inner.noise_std,
+        noise=noise,
         ema_decay=ema_decay,
+        momentum=inner_momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
         debias=debias,
         scale_by_gamma=scale_by_gamma,
         reset_inner=reset_inner,
-        opaque=opaque,
         key=key,
         accumulator_dtype=accumulator_dtype,
     )
+    outer = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    return descent(outer, loop, opaque=opaque)

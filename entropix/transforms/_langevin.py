@@ -5,22 +5,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int, Key
 
 from entropix._checks import check_float_leaves, check_number
 from entropix._hash_normal import normal_like
-from entropix._keys import check_key, fresh_key
+from entropix._keys import check_key, replica_key
 
 
 class LangevinNoiseState(NamedTuple):
     """State of `langevin_noise`.
 
     Attributes:
-      step: number of updates made. # shape=(), dtype=int32
-      key: the typed key that the noise of every step is derived from.
+      step: number of updates made.
+      key: the key that the noise of every step is derived from.
     """
 
-    step: jax.Array
-    key: jax.Array
+    step: Int[Array, ""]
+    key: Key[Array, ""]
 
 
 def at(hyperparameter: optax.ScalarOrSchedule, step: jax.Array) -> Any:
@@ -45,12 +46,18 @@ def langevin_noise(
     .. math:: u_t \leftarrow u_t + s_t z_t, \qquad z_t \sim N(0, I)
 
     Put it last in a chain, after the learning rate and outside every momentum. The noise of step t
-    is a function of (key, t) alone, so a resumed run repeats it bit for bit. It comes from a
-    counter-based hash (see ``entropix._hash_normal``) that costs a small fraction of
-    ``jax.random.normal``.
+    is a function of the key, t and the path of the leaf in the tree, so a resumed run repeats it
+    bit for bit, and the groups of ``optax.partition`` draw different numbers from one key. Two of
+    these transforms in one chain need two keys. The numbers come from a counter-based hash that
+    costs a small fraction of ``jax.random.normal``.
 
-    Under ``vmap`` each replica needs a key of its own, or all of them see the same noise:
-    ``jax.vmap(lambda key, params: langevin_noise(std, key=key).init(params))(keys, params)``.
+    Replicas draw different noise from one key wherever the transform can tell that they are
+    replicas: stacked on an axis of the leaves, under ``vmap`` of ``init`` or ``update``, and under
+    ``shard_map`` with ``check_vma`` along the axes along which the parameters vary. Copies of one
+    network, along axes along which the parameters do not vary, draw the same. Under ``pmap``, and
+    under ``shard_map`` without ``check_vma``, nothing tells the two apart, and all draw the same
+    from one key: make the states of replicas by `entropix.replicas.stack_states`, or give each a
+    key, ``jax.pmap(lambda key, x: langevin_noise(std, key=key).init(x))(keys, params)``.
 
     Args:
       std: standard deviation s_t per coordinate, in units of the parameters, or a schedule of the
@@ -81,7 +88,7 @@ def langevin_noise(
 
     def init_fn(params: optax.Params) -> LangevinNoiseState:
         check_float_leaves("params", params)
-        return LangevinNoiseState(step=jnp.zeros([], jnp.int32), key=fresh_key(key))
+        return LangevinNoiseState(step=jnp.zeros([], jnp.int32), key=replica_key(key, params))
 
     def update_fn(
         updates: optax.Updates, state: LangevinNoiseState, params: optax.Params | None = None
@@ -97,7 +104,7 @@ def langevin_noise(
 def sgld(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    temperature: optax.ScalarOrSchedule = 1.0,
+    temperature: optax.ScalarOrSchedule = 1e-5,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformation:
     r"""Stochastic gradient Langevin dynamics.
@@ -110,7 +117,9 @@ def sgld(
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule of the number of updates made. At least 0.
-      temperature: T, a number or a schedule of the number of updates made. At least 0, default 1.
+      temperature: T, a number or a schedule of the number of updates made. At least 0, default
+        1e-5, which trains a network on a mean loss to the error of SGD; T = 1 only shakes it. To
+        sample the posterior of n examples give 1/n.
       key: an integer seed or a key of ``jax.random.key``. Default 0.
 
     Returns:
@@ -124,7 +133,7 @@ def sgld(
       Samples of a Gaussian of variance 0.5, from the quadratic f(x) = x**2:
 
       >>> import jax, jax.numpy as jnp, optax, entropix
-      >>> tx = entropix.sgld(0.01)
+      >>> tx = entropix.sgld(0.01, temperature=1.0)
       >>> def step(carry, _):
       ...     x, state = carry
       ...     updates, state = tx.update(2 * x, state)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from entropix._checks import check_number
-from entropix.transforms._entropy_descent import entropy_descent
-from entropix.transforms._entropy_sgd import inner_sgd
+from entropix.transforms._entropy_descent import descent
+from entropix.transforms._entropy_sgd import sgd_loop
 from entropix.transforms._langevin import at
 from entropix.transforms._replica_axes import replica_axes
 
@@ -94,29 +94,37 @@ def parle(
         number or a schedule of the outer step. At least 0.
       rho: pull toward the other replicas relative to that toward the own average, without unit
         (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0.
-      inner_learning_rate: eta', see `entropy_sgd`. Default 0.1.
+      inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
+        0.1.
       inner_steps: L, gradients per outer step and between couplings. Default 25.
-      noise: see `entropy_sgd`. Default 0. Replicas under ``axis_name`` then need a key each, see
-        `langevin_noise`.
-      ema_decay: alpha, see `entropy_descent`. Default 0.75.
+      noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
+        epsilon. A number or a schedule of the outer step. At least 0, default 0.
+      ema_decay: alpha, the weight of the old average, 0 <= alpha < 1, a number or a schedule of the
+        inner step. Default 0.75.
       momentum: decay of the outer momentum, or None. Default 0.9.
       inner_momentum: decay of the inner momentum, or None. Default 0.9.
       nesterov: whether both momenta are Nesterov's. Default True.
       weight_decay: lambda, inside the inner momentum. Default 0.
-      debias: see `entropy_descent`. Default False.
-      reset_inner: see `entropy_descent`. Default False: the inner momentum goes on.
-      opaque: see `entropy_descent`. Default False.
-      key: an integer seed or a key of ``jax.random.key``. Default 0.
-      accumulator_dtype: see `entropy_descent`.
-      axis: see `couple_replicas`; one replica is accepted.
-      axis_name: see `couple_replicas`; one replica is accepted.
+      debias: whether to divide x - mu by 1 - alpha^L, which takes the start x out of the average.
+        Default False.
+      reset_inner: whether the inner momentum starts from 0 at every outer step. Default False: it
+        goes on.
+      opaque: whether one ``update`` is a whole outer step, as in `entropy_descent_with_grad_fn`.
+        Default False.
+      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0.
+      accumulator_dtype: dtype of the running average; None (the default) means that of the
+        parameters.
+      axis: the axis of every leaf along which the replicas are stacked. One replica is accepted.
+      axis_name: name, or tuple of names, of the mapped axes along which the replicas lie. One
+        replica is accepted.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
 
     Raises:
-      TypeError: see `couple_replicas` and `entropy_descent`.
-      ValueError: see `couple_replicas` and `entropy_descent`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; the
+        leaves do not share the axis; ``update`` without params.
 
     Examples:
       Two replicas with different minima meet between them:
@@ -138,21 +146,23 @@ def parle(
       <https://arxiv.org/abs/1707.00424>`_, SysML 2018, and the released code.
     """
     check_number("learning_rate", learning_rate, at_least=0)
-    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
+    loop = sgd_loop(
+        inner_learning_rate,
+        inner_steps=inner_steps,
+        gamma=gamma,
+        noise=noise,
+        ema_decay=ema_decay,
+        momentum=inner_momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        debias=debias,
+        reset_inner=reset_inner,
+        key=key,
+        accumulator_dtype=accumulator_dtype,
+        replicas=replica_axes(axis, axis_name),
+    )
     outer = optax.chain(
         _couple_averages(rho, axis, axis_name),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
-    return entropy_descent(
-        outer,
-        inner.optimizer,
-        inner_steps=inner_steps,
-        gamma=gamma,
-        noise_std=inner.noise_std,
-        ema_decay=ema_decay,
-        debias=debias,
-        reset_inner=reset_inner,
-        opaque=opaque,
-        key=key,
-        accumulator_dtype=accumulator_dtype,
-    )
+    return descent(outer, loop, opaque=opaque)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from entropix._checks import check_number
-from entropix.transforms._entropy_descent import entropy_descent
-from entropix.transforms._entropy_sgd import inner_sgd
+from entropix.transforms._entropy_descent import descent
+from entropix.transforms._entropy_sgd import sgd_loop
 
 
 def plain_average(inner_step: Any) -> jax.Array:
@@ -53,29 +53,32 @@ def heat_sgd(
     .. math:: \mu = \frac{1}{L + 1} \Big( x + \sum_{l=1}^{L} x'_l \Big), \qquad
               x \leftarrow x - \eta \, \mathrm{momentum}(x - \mu)
 
-    with the inner loop of `entropy_sgd`. For the loss convolved with a Gaussian, the heat equation
-    itself, see `entropix.losses.gaussian_smoothed_loss`.
+    with the inner loop of `entropy_sgd`. `entropix.losses.gaussian_smoothed_loss` is the loss
+    convolved with a Gaussian, the solution of the heat equation itself.
 
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
       gamma: coupling, in units of 1 / parameter^2; one over the smoothing time of the paper
         (`entropix.scoping.from_deep_relaxation`). At least 0.
-      inner_learning_rate: eta', see `entropy_sgd`. Default 0.1.
+      inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
+        0.1.
       inner_steps: L, gradients per outer step. Default 20.
-      noise: see `entropy_sgd`. Default 0.
+      noise: epsilon, thermal noise: each inner step adds noise of standard deviation sqrt(eta')
+        epsilon. A number or a schedule of the outer step. At least 0, default 0.
       momentum: decay of the outer momentum, or None. Default None.
       inner_momentum: decay of the inner momentum, or None. Default 0.9.
       nesterov: whether both momenta are Nesterov's. Default True.
       weight_decay: lambda, inside the inner momentum. Default 0.
-      opaque: see `entropy_descent`. Default False.
-      key: an integer seed or a key of ``jax.random.key``. Default 0.
+      opaque: whether one ``update`` is a whole outer step, as in `entropy_descent_with_grad_fn`.
+        Default False.
+      key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
 
     Raises:
-      TypeError: see `entropy_descent`.
-      ValueError: see `entropy_descent`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; ``update`` without params.
 
     Examples:
       One outer step of two inner ones, from 1 through 0.5 to 0.25, ends at their mean:
@@ -97,17 +100,19 @@ def heat_sgd(
       networks <https://arxiv.org/abs/1704.04932>`_, 2017, and its released code.
     """
     check_number("learning_rate", learning_rate, at_least=0)
-    inner = inner_sgd(inner_learning_rate, noise, inner_momentum, nesterov, weight_decay)
-    return entropy_descent(
-        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-        inner.optimizer,
+    loop = sgd_loop(
+        inner_learning_rate,
         inner_steps=inner_steps,
         gamma=gamma,
-        noise_std=inner.noise_std,
+        noise=noise,
         ema_decay=plain_average,
-        opaque=opaque,
+        momentum=inner_momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
         key=key,
     )
+    outer = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+    return descent(outer, loop, opaque=opaque)
 
 
 def hopf_lax_sgd(
@@ -142,14 +147,15 @@ def hopf_lax_sgd(
       inner_momentum: decay of the inner momentum, or None. Default None.
       nesterov: whether both momenta are Nesterov's. Default True.
       weight_decay: lambda, inside the inner momentum. Default 0.
-      opaque: see `entropy_descent`. Default False.
+      opaque: whether one ``update`` is a whole outer step, as in `entropy_descent_with_grad_fn`.
+        Default False.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state `EntropyDescentState`.
 
     Raises:
-      TypeError: see `entropy_descent`.
-      ValueError: see `entropy_descent`.
+      TypeError: an argument or a parameter is of the wrong type.
+      ValueError: an argument is out of its range; ``update`` without params.
 
     Examples:
       The proximal point of x'^2 / 2 from x = 1 with gamma = 1 is 1 / 2:
@@ -169,13 +175,15 @@ def hopf_lax_sgd(
       networks <https://arxiv.org/abs/1704.04932>`_, 2017, and its released code (HJB).
     """
     check_number("learning_rate", learning_rate, at_least=0)
-    inner = inner_sgd(inner_learning_rate, 0.0, inner_momentum, nesterov, weight_decay)
-    return entropy_descent(
-        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-        inner.optimizer,
+    loop = sgd_loop(
+        inner_learning_rate,
         inner_steps=inner_steps,
         gamma=gamma,
-        noise_std=inner.noise_std,
+        noise=0.0,
         ema_decay=0.0,
-        opaque=opaque,
+        momentum=inner_momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
     )
+    outer = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+    return descent(outer, loop, opaque=opaque)

@@ -1,10 +1,12 @@
 """Where the replicas are: on an axis of every leaf, on mapped axes, or both."""
 
-import functools
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Key, PyTree
 
 
 class ReplicaAxes(NamedTuple):
@@ -18,7 +20,7 @@ class ReplicaAxes(NamedTuple):
     axis: int | None
     names: tuple[str, ...]
 
-    def mean(self, tree: Any) -> Any:
+    def mean(self, tree: PyTree) -> PyTree:
         """The mean over the replicas that are finite, with length 1 on the stacked axis.
 
         A replica that has diverged thus keeps its trouble to itself. XLA merges the reductions of
@@ -27,32 +29,54 @@ class ReplicaAxes(NamedTuple):
         if not jax.tree.leaves(tree):
             return tree
         finite = self._finite(tree)
-        share = self._pmean(jnp.mean(finite.astype(jnp.float32)))
+        # All is divided by a power of two that is no smaller than the number of replicas: the sum
+        # of finite weights stays finite, and the division loses nothing.
+        scale = 0.5 ** math.ceil(math.log2(self._count(tree)))
+        share = self._psum(jnp.sum(finite.astype(jnp.float32) * np.float32(scale)))
 
         def mean(x: jax.Array) -> jax.Array:
-            if self.axis is None:
-                kept = jnp.where(finite, x, jnp.zeros_like(x))
-            else:
+            dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+            along = finite
+            if self.axis is not None:
                 others = [at for at in range(x.ndim) if at != self.axis % x.ndim]
-                kept = jnp.where(jnp.expand_dims(finite, others), x, jnp.zeros_like(x))
-                kept = jnp.mean(kept, self.axis, keepdims=True)
-            return self._pmean(kept) / share.astype(x.dtype)
+                along = jnp.expand_dims(finite, others)
+            kept = jnp.where(along, x, jnp.zeros_like(x)) * jnp.asarray(scale, x.dtype)
+            if self.axis is not None:
+                kept = jnp.sum(kept, self.axis, keepdims=True, dtype=dtype).astype(x.dtype)
+            return (self._psum(kept).astype(dtype) / share.astype(dtype)).astype(x.dtype)
 
         return jax.tree.map(mean, tree)
 
-    def _finite(self, tree: Any) -> jax.Array:
-        """Which of the replicas here are finite, shape (y,) or () where one is mapped."""
+    def own_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """Another key for each mapped replica, the same wherever the mapped axes lie."""
+        if not self.names:
+            return key
+        self.check_names(at_least=1)
+        return jax.random.fold_in(key, jax.lax.axis_index(self.names))
 
-        def finite(x: jax.Array) -> jax.Array:
+    def _count(self, tree: PyTree) -> int:
+        """How many replicas there are."""
+        here = 1 if self.axis is None else jax.tree.leaves(tree)[0].shape[self.axis]
+        return math.prod(map(jax.lax.axis_size, self.names), start=here)
+
+    def _finite(self, tree: PyTree) -> Bool[Array, "*replicas"]:
+        """Which of the replicas here are finite: one axis of them, or none where one is mapped."""
+
+        def probe(x: jax.Array) -> jax.Array:
             others = [at for at in range(x.ndim) if self.axis is None or at != self.axis % x.ndim]
-            # A sum is finite where its terms are, and cheaper to take than a check of each.
-            dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
-            return jnp.isfinite(jnp.sum(x, tuple(others), dtype=dtype))
+            # 0 or, where anything is infinite or no number, NaN; a sum of x itself may overflow.
+            return jnp.sum(jnp.zeros((), x.dtype) * x, tuple(others), dtype=jnp.float32)
 
-        return functools.reduce(jnp.logical_and, map(finite, jax.tree.leaves(tree)))
+        # Stacked, and kept apart from what makes the stack: a chain of conditions, one for each
+        # leaf, takes XLA a time that is quadratic in their number.
+        probes = jax.lax.optimization_barrier(jnp.stack(list(map(probe, jax.tree.leaves(tree)))))
+        return jnp.all(probes == 0, axis=0)
 
     def _pmean(self, x: jax.Array) -> jax.Array:
         return jax.lax.pmean(x, self.names) if self.names else x
+
+    def _psum(self, x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, self.names) if self.names else x
 
     def zeros_like_mean(self, leaf: jax.Array) -> jax.Array:
         """Zeros of the shape, dtype and sharding of the mean of one leaf, which may be abstract."""
@@ -61,7 +85,7 @@ class ReplicaAxes(NamedTuple):
         mean = jax.eval_shape(lambda x: jnp.mean(x, self.axis, keepdims=True), leaf)
         return jnp.zeros_like(mean)
 
-    def check_stack(self, params: Any, *, at_least: int) -> None:
+    def check_stack(self, params: PyTree, *, at_least: int) -> None:
         """Raises unless every leaf has the axis, of one length, long enough where it is alone."""
         if self.axis is None:
             return
