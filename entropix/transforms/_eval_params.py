@@ -21,8 +21,8 @@ def eval_params(
 ) -> optax.Params:
     r"""The weights to evaluate, for any optimizer: the anchor, the center of the replicas, or both.
 
-    In transparent use of `entropy_descent` the training loop holds the inner iterate x', and the
-    answer is the anchor x. It is found wherever the state sits: in a chain, under ``masked``,
+    In `entropy_descent` and `diloco` the training loop holds an inner iterate, and the answer is
+    the anchor x. It is found wherever the state sits: in a chain, under ``masked``,
     ``partition``, ``flatten``, ``MultiSteps``, ``inject_hyperparams``, with or without a leading
     axis of replicas. Leaves without an anchor are those of ``params``.
 
@@ -121,6 +121,5 @@ def _anchor_or(anchor: Any, held: jax.Array, starts: Bool[Array, "*replicas"]) -
     """The anchor, but the leaf held by the training loop at a loop's start or where masked out."""
     if _is_masked(anchor):
         return held
-    return jnp.where(
-        jnp.reshape(starts, starts.shape + (1,) * (held.ndim - starts.ndim)), held, anchor
-    )
+    starts = jnp.reshape(starts, starts.shape + (1,) * (held.ndim - starts.ndim))
+    return jnp.where(starts, held, anchor.astype(held.dtype))
