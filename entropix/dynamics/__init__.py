@@ -5,7 +5,6 @@ from entropix.dynamics._probability_current import (
     ProbabilityCurrent,
     current_field,
     probability_current,
-    rotating_double_well,
 )
 from entropix.dynamics._trajectory import (
     Autocorrelation,
@@ -29,5 +28,4 @@ __all__ = [
     "periodogram",
     "probability_current",
     "random_projection",
-    "rotating_double_well",
 ]

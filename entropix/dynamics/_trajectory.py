@@ -3,15 +3,17 @@ r"""Is the path of the weights a Brownian motion? Spectra and correlations of re
 A random walk looks structured to the eye: it is strongly autocorrelated, and its principal
 components draw smooth curves. Every statistic here therefore comes with surrogates: walks made of
 the same increments in a random order, which is what the path would be were they independent.
-Whether the path runs in closed loops is the question of `entropix.flatness.probability_current`.
+Whether the path runs in closed loops is the question of `entropix.dynamics.probability_current`.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
@@ -22,47 +24,49 @@ class PrincipalComponents(NamedTuple):
     """Answer of `pca_projection`.
 
     Attributes:
-      coordinates: positions along the components, centered in time. # shape=(T, k)
-      explained: share of the path's variance that each component carries. # shape=(k,)
+      coordinates: positions along the components, centered in time.
+      explained: share of the path's variance that each component carries.
     """
 
-    coordinates: jax.Array
-    explained: jax.Array
+    coordinates: Float[Array, "*batch steps k"]
+    explained: Float[Array, "*batch k"]
 
 
 class Periodogram(NamedTuple):
     """Answer of `periodogram`.
 
     Attributes:
-      frequency: in cycles per recorded step, without 0. # shape=(F,)
-      power: of each component; flat at the increments' variance if they are white. # shape=(F, k)
-      lower: pointwise lower edge of the surrogate band. # shape=(F, k)
-      upper: pointwise upper edge of the surrogate band. # shape=(F, k)
-      p_value: chance of so uneven a spectrum if the increments were in random order. # shape=()
+      frequency: in cycles per recorded step, without 0.
+      power: of each component; flat at the increments' variance if they are white.
+      lower: pointwise lower edge of the surrogate band.
+      upper: pointwise upper edge of the surrogate band.
+      p_value: chance of so uneven a spectrum if the increments were in random order.
     """
 
-    frequency: jax.Array
-    power: jax.Array
-    lower: jax.Array
-    upper: jax.Array
-    p_value: jax.Array
+    frequency: Float[Array, "*batch frequencies"]
+    power: Float[Array, "*batch frequencies k"]
+    lower: Float[Array, "*batch frequencies k"]
+    upper: Float[Array, "*batch frequencies k"]
+    p_value: Float[Array, "*batch"]
 
 
 class Autocorrelation(NamedTuple):
     """Answer of `autocorrelation`.
 
     Attributes:
-      correlation: of each component at lag 0, 1, ..., num_lags. # shape=(num_lags + 1, k)
-      lower: pointwise lower edge of the surrogate band. # shape=(num_lags + 1, k)
-      upper: pointwise upper edge of the surrogate band. # shape=(num_lags + 1, k)
+      correlation: of each component at lag 0, 1, ..., num_lags.
+      lower: pointwise lower edge of the surrogate band.
+      upper: pointwise upper edge of the surrogate band.
     """
 
-    correlation: jax.Array
-    lower: jax.Array
-    upper: jax.Array
+    correlation: Float[Array, "*batch lags k"]
+    lower: Float[Array, "*batch lags k"]
+    upper: Float[Array, "*batch lags k"]
 
 
-def as_coordinates(coordinates: Any, *, num_components: int = 1, num_steps: int = 4) -> jax.Array:
+def as_coordinates(
+    coordinates: ArrayLike, *, num_components: int = 1, num_steps: int = 4
+) -> Float[Array, "steps k"]:
     """The recorded projections as a (T, k) array, or an error that says what is wrong with them."""
     coordinates = jnp.asarray(coordinates)
     check_float_leaves("coordinates", coordinates)
@@ -83,7 +87,7 @@ def as_coordinates(coordinates: Any, *, num_components: int = 1, num_steps: int 
     return coordinates
 
 
-def _snapshots(trajectory: Any) -> list[jax.Array]:
+def _snapshots(trajectory: PyTree) -> list[Float[Array, "steps _"]]:
     """The leaves of a recorded pytree as (T, d_leaf) matrices of one dtype."""
     check_float_leaves("trajectory", trajectory)
     leaves = jax.tree.leaves(trajectory)
@@ -99,8 +103,8 @@ def _snapshots(trajectory: Any) -> list[jax.Array]:
 
 
 def random_projection(
-    trajectory: Any, key: jax.Array | int, *, num_components: int = 2
-) -> jax.Array:
+    trajectory: PyTree, key: jax.Array | int, *, num_components: int = 2
+) -> Float[Array, "steps {num_components}"]:
     r"""Positions of recorded weights along random unit vectors.
 
     .. math:: y_{t,i} = x_t \cdot u_i, \qquad u_i = n_i / |n_i|, \quad n_i \sim N(0, I)
@@ -143,7 +147,7 @@ def random_projection(
     return jnp.sum(jnp.stack(pieces), 0) / length[None, :]
 
 
-def pca_projection(trajectory: Any, *, num_components: int = 2) -> PrincipalComponents:
+def pca_projection(trajectory: PyTree, *, num_components: int = 2) -> PrincipalComponents:
     r"""Positions of recorded weights along their principal components.
 
     .. math:: y_{t,i} = (x_t - \bar x) \cdot v_i, \qquad C v_i = \lambda_i v_i,
@@ -189,20 +193,22 @@ def pca_projection(trajectory: Any, *, num_components: int = 2) -> PrincipalComp
     return PrincipalComponents(coordinates, top / jnp.trace(gram))
 
 
-def _band(statistics: jax.Array, level: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def _band(
+    statistics: Float[Array, "surrogates points k"], level: jax.Array | float
+) -> tuple[Float[Array, "points k"], Float[Array, "points k"]]:
     """The pointwise ``level`` interval of statistics stacked over surrogates."""
     tail = (1 - jnp.asarray(level, statistics.dtype)) / 2
     lower, upper = jnp.quantile(statistics, jnp.stack([tail, 1 - tail]), axis=0)
     return lower, upper
 
 
-def _spectrum(increments: jax.Array) -> jax.Array:
+def _spectrum(increments: Float[Array, "steps k"]) -> Float[Array, "frequencies k"]:
     """|FFT|^2 / n of the centered increments at the frequencies above 0."""
     centered = increments - jnp.mean(increments, 0, keepdims=True)
     return jnp.abs(jnp.fft.rfft(centered, axis=0)[1:]) ** 2 / len(increments)
 
 
-def _unevenness(power: jax.Array) -> jax.Array:
+def _unevenness(power: Float[Array, "frequencies k"]) -> Float[Array, ""]:
     """Kolmogorov-Smirnov distance of the cumulative power from a straight line."""
     share = jnp.mean(power / jnp.sum(power, 0, keepdims=True), 1)
     flat = jnp.arange(1, len(share) + 1, dtype=share.dtype) / len(share)
@@ -211,7 +217,10 @@ def _unevenness(power: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="num_surrogates")
 def _periodogram(
-    coordinates: jax.Array, key: jax.Array, num_surrogates: int, level: jax.Array | float
+    coordinates: Float[Array, "steps k"],
+    key: jax.Array,
+    num_surrogates: int,
+    level: jax.Array | float,
 ) -> Periodogram:
     increments = jnp.diff(coordinates, axis=0)
     power = _spectrum(increments)
@@ -226,7 +235,7 @@ def _periodogram(
 
 
 def periodogram(
-    coordinates: Any, key: jax.Array | int, *, num_surrogates: int = 200, level: float = 0.99
+    coordinates: ArrayLike, key: jax.Array | int, *, num_surrogates: int = 200, level: float = 0.99
 ) -> Periodogram:
     r"""Power spectrum of the increments of a path, against the same increments in random order.
 
@@ -270,7 +279,7 @@ def periodogram(
     return _periodogram(as_coordinates(coordinates), fresh_key(key), num_surrogates, level)
 
 
-def _correlations(path: jax.Array, num_lags: int) -> jax.Array:
+def _correlations(path: Float[Array, "steps k"], num_lags: int) -> Float[Array, "lags k"]:
     """The biased sample autocorrelation, by a zero-padded FFT."""
     centered = path - jnp.mean(path, 0, keepdims=True)
     spectrum = jnp.abs(jnp.fft.rfft(centered, 2 * len(path), axis=0)) ** 2
@@ -280,7 +289,7 @@ def _correlations(path: jax.Array, num_lags: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("num_lags", "num_surrogates"))
 def _autocorrelation(
-    coordinates: jax.Array,
+    coordinates: Float[Array, "steps k"],
     key: jax.Array,
     num_lags: int,
     num_surrogates: int,
@@ -297,7 +306,7 @@ def _autocorrelation(
 
 
 def autocorrelation(
-    coordinates: Any,
+    coordinates: ArrayLike,
     key: jax.Array | int,
     *,
     num_lags: int,

@@ -109,7 +109,7 @@ def test_half_precision_and_mixed_trees_are_projected_in_float32():
 
 
 def test_under_jit_and_vmap():
-    paths = jnp.asarray(np.stack([walk(0), walk(1)]), jnp.float32)
+    paths = jnp.asarray(np.stack([walk(0, (50, 2)), walk(1, (50, 2))]), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 2)
     for statistic in (
         lambda x, k: periodogram(x, k, num_surrogates=5),
