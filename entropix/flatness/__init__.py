@@ -1,5 +1,10 @@
 """Estimators of how wide a minimum is; each answers with a NamedTuple and its error bar."""
 
+from entropix.flatness._critical_sharpness import (
+    CriticalSharpness,
+    critical_sharpness,
+    directional_curvature,
+)
 from entropix.flatness._eigenvalues import Eigenvalues, operator_eigenvalues, top_eigenvalues
 from entropix.flatness._estimate import Estimate
 from entropix.flatness._gradient_noise import (
@@ -21,9 +26,11 @@ from entropix.flatness._slices import (
 )
 from entropix.flatness._spectrum import Spectrum, hessian_spectrum, operator_spectrum
 from entropix.flatness._traces import operator_trace, trace
+from entropix.flatness._tracker import Tracker, TrackerRecord, TrackerState, tracker
 
 __all__ = [
     "Barrier",
+    "CriticalSharpness",
     "Eigenvalues",
     "Estimate",
     "GradientNoise",
@@ -33,6 +40,11 @@ __all__ = [
     "LocalEntropy",
     "Sharpness",
     "Spectrum",
+    "Tracker",
+    "TrackerRecord",
+    "TrackerState",
+    "critical_sharpness",
+    "directional_curvature",
     "exact_hessian",
     "filter_normalized_direction",
     "gauss_newton_operator",
@@ -51,4 +63,5 @@ __all__ = [
     "sam_sharpness",
     "top_eigenvalues",
     "trace",
+    "tracker",
 ]

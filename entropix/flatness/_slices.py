@@ -130,7 +130,7 @@ def loss_slice(
     if len(directions) not in (1, 2):
         raise ValueError(f"directions must be one or two pytrees, got {len(directions)}")
     for index, direction in enumerate(directions):
-        _check_like(f"directions[{index}]", direction, params)
+        check_like(f"directions[{index}]", direction, params)
     check_number("coordinates", coordinates)
     if jnp.ndim(coordinates) != 1:
         raise ValueError(f"coordinates must have one axis, got shape {jnp.shape(coordinates)}")
@@ -188,7 +188,7 @@ def linear_barrier(
     """
     warn_if_backend_is_faulty()
     check_problem(objective, params, data, batch_size)
-    _check_like("other_params", other_params, params)
+    check_like("other_params", other_params, params)
     check_problem(objective, other_params, data, batch_size)
     check_integer("num_points", num_points, at_least=2)
     step = jax.tree.map(jnp.subtract, other_params, params)
@@ -201,7 +201,7 @@ def linear_barrier(
     return Barrier(t, values, jnp.maximum(jnp.max(values - straight), 0), distance)
 
 
-def _check_like(name: str, tree: Any, params: Any) -> None:
+def check_like(name: str, tree: Any, params: Any) -> None:
     """Raises unless ``tree`` has the structure and shapes of ``params``."""
     expected, got = (jax.tree.map(jnp.shape, t) for t in (params, tree))
     if expected != got:

@@ -108,7 +108,7 @@ def test_field_counts_every_visit_within_the_extent():
 
 def test_jit_equals_eager():
     path = rotating_double_well(jax.random.key(0), rotation=1.5, num_steps=300)
-    compiled = jax.jit(lambda x: probability_current(x, 0, num_surrogates=99))(path)
+    compiled = jax.jit(lambda x: probability_current(x, 0, num_surrogates=9))(path)
     with jax.disable_jit():
         eager = probability_current(path, 0, num_surrogates=9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), compiled, eager)
