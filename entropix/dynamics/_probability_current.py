@@ -5,6 +5,7 @@ sweeps in any plane averages to zero. A current, as of SGD with anisotropic nois
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -184,10 +185,10 @@ def _current_field(
 
 
 def current_field(
-    coordinates: ArrayLike,
+    coordinates: Float[ArrayLike, "steps 2"],
     *,
     num_bins: int = 16,
-    extent: ArrayLike | None = None,
+    extent: ArrayLike | Sequence[Sequence[float]] | None = None,
     num_blocks: int = 20,
 ) -> CurrentField:
     r"""Density of a path in a plane, and the probability current that flows through each cell.

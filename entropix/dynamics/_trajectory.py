@@ -235,7 +235,11 @@ def _periodogram(
 
 
 def periodogram(
-    coordinates: ArrayLike, key: jax.Array | int, *, num_surrogates: int = 200, level: float = 0.99
+    coordinates: Float[ArrayLike, " steps *k"],
+    key: jax.Array | int,
+    *,
+    num_surrogates: int = 200,
+    level: float = 0.99,
 ) -> Periodogram:
     r"""Power spectrum of the increments of a path, against the same increments in random order.
 
@@ -306,7 +310,7 @@ def _autocorrelation(
 
 
 def autocorrelation(
-    coordinates: ArrayLike,
+    coordinates: Float[ArrayLike, " steps *k"],
     key: jax.Array | int,
     *,
     num_lags: int,

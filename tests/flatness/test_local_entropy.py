@@ -263,7 +263,7 @@ def test_mixed_precision_under_strict_promotion():
         ({"num_steps": 7}, ValueError, "num_steps must be an integer >= 8, got 7"),
         ({"num_burn_in": 1}, ValueError, "num_burn_in must be an integer >= 2"),
         ({"num_chains": 1}, ValueError, "num_chains must be an integer >= 2"),
-        ({"key": 0.5}, TypeError, "key must be an integer seed"),
+        ({"key": 0.5}, TypeError, "key must be .* got 0.5"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
         ({"params": {"w": np.array([1, 2])}}, TypeError, r"got int\d+ at params\['w'\]"),
         ({"params": {"w": np.array([1.0, np.nan])}}, ValueError, r"finite.*params\['w'\]"),
