@@ -1,9 +1,9 @@
-"""The command line: `python -m benchmarks compare --help`."""
+"""The command line: `python -m benchmarks` lists what there is."""
 
+import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 # jax 0.10.2 compiles some small matrix products followed by a reduction to wrong numbers on CPU; an
 # empty fusion type turns that compilation off. It must be there before jax starts its backend.
@@ -12,46 +12,130 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks.committee import main as committee
-from benchmarks.common.errors import UsageError
 from benchmarks.common.memory import keep_freed_memory
-from benchmarks.compare import main as compare
-from benchmarks.distributed import main as distributed
-from benchmarks.flatness import main as flatness
-from benchmarks.flatness import papers
-from benchmarks.partial import main as partial
-from benchmarks.scaling import main as scaling
-from benchmarks.speed import main as speed
+from benchmarks.common.options import UsageError, check_known
 
-# Each experiment: the dataclass of its options, and the function that runs it and answers the exit
-# status.
-EXPERIMENTS: dict[str, tuple[type, Callable[[Any], int]]] = {
-    "committee": (committee.CommitteeMachines, committee.run),
-    "compare": (compare.Compare, compare.run),
-    "distributed": (distributed.Distributed, distributed.run),
-    "flatness": (flatness.Flatness, flatness.run),
-    "papers": (papers.Papers, papers.run),
-    "partial": (partial.Partial, partial.run),
-    "scaling": (scaling.Scaling, scaling.run),
-    "speed": (speed.Speed, speed.run),
+
+class Command(NamedTuple):
+    """One experiment.
+
+    Attributes:
+      module: where it is, as ``run(options)``.
+      options: the class of its options in that module.
+      summary: what it does.
+      time: with default options on two CPU cores.
+    """
+
+    module: str
+    options: str
+    summary: str
+    time: str
+
+
+COMMANDS: dict[str, Command] = {
+    "compare": Command(
+        "benchmarks.compare.main",
+        "Compare",
+        "methods at the same number of gradients: errors, widths, a report",
+        "2 minutes",
+    ),
+    "flatness": Command(
+        "benchmarks.flatness.main",
+        "Flatness",
+        "every estimator of flatness on one minimum",
+        "1 minute",
+    ),
+    "papers": Command(
+        "benchmarks.flatness.papers",
+        "Papers",
+        "spectra of small networks beside those that two papers print",
+        "1 hour, needs MNIST",
+    ),
+    "partial": Command(
+        "benchmarks.partial.main",
+        "Partial",
+        "smoothing layer by layer, and the layers' temperatures",
+        "5 minutes",
+    ),
+    "committee": Command(
+        "benchmarks.committee.main",
+        "CommitteeMachines",
+        "widths of the solutions of committee machines, by algorithm",
+        "1 hour, needs Fashion-MNIST",
+    ),
+    "loads": Command(
+        "benchmarks.committee.loads",
+        "Loads",
+        "up to which load focusing belief propagation solves random patterns",
+        "10 minutes",
+    ),
+    "distributed": Command(
+        "benchmarks.distributed.main",
+        "Distributed",
+        "coupled replicas over the devices of one or several processes",
+        "20 seconds",
+    ),
+    "kill_test": Command(
+        "benchmarks.distributed.kill_test",
+        "KillTest",
+        "kills distributed runs at random moments; no bit may change",
+        "2 minutes",
+    ),
+    "scaling": Command(
+        "benchmarks.scaling.main",
+        "Scaling",
+        "step time and traffic against replicas, devices and K",
+        "3 minutes",
+    ),
+    "speed": Command(
+        "benchmarks.speed.main",
+        "Speed",
+        "what the library costs, as ratios to floors and peers",
+        "10 minutes",
+    ),
 }
 
 
 def main() -> int:
     """Reads the command line and runs the experiment; the exit status."""
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: options for name, (options, _) in EXPERIMENTS.items()},
-        prog="python -m benchmarks",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-    runners = dict(EXPERIMENTS.values())
-    keep_freed_memory()
+    name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "__help"
+    if name in ("__help", "_h"):
+        show_commands()
+        return 0
     try:
-        return runners[type(options)](options)
+        check_known("command", name, COMMANDS)
+        command = COMMANDS[name]
+        # The others need not be imported.
+        module = importlib.import_module(command.module)
+        options = tyro.cli(
+            getattr(module, command.options),
+            prog=f"python -m benchmarks {name}",
+            args=sys.argv[2:],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+        keep_freed_memory()
+        status: int = module.run(options)
     except UsageError as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    return status
+
+
+def show_commands() -> None:
+    """The experiments, what they do and how long they take."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("python -m benchmarks", no_wrap=True)
+    table.add_column("what it does")
+    table.add_column("on two CPU cores")
+    for name, command in COMMANDS.items():
+        table.add_row(name, command.summary, command.time)
+    console = Console()
+    console.print(table)
+    console.print("Each explains its options: python -m benchmarks compare --help", highlight=False)
 
 
 if __name__ == "__main__":

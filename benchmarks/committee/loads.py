@@ -1,44 +1,38 @@
-"""Up to which load focusing belief propagation solves random patterns with binary weights.
+"""`python -m benchmarks loads`: up to which load focusing belief propagation solves patterns."""
 
-``python -m benchmarks.committee.loads`` writes loads.json and loads.md.
-"""
-
-import json
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-import tyro
+import pandas as pd
 from rich.progress import track
 
 from benchmarks.common import environment
-from benchmarks.common.document import Code, Heading, Paragraph, TableBlock, to_markdown
-from benchmarks.common.files import write_text
+from benchmarks.common.options import ABOVE_ZERO, POSITIVE, FolderOptions
+from benchmarks.common.report import MARKDOWN, write_report
+from benchmarks.common.run_folder import open_folder, write_results
+from benchmarks.common.terminal import say, show_table
 from entropix.committee import Committee, focusing_bp, random_patterns, scoping
 
 Node = Literal["gaussian", "relaxed"]
 COUPLINGS = np.arange(0.05, 3.0, 0.05)
-HEAD = ("network", "weights", "load", "solved", "errors left", "sweeps", "seconds")
+HEAD = ["network", "weights", "load", "solved", "errors left", "sweeps", "seconds"]
 
 
-@dataclass(frozen=True)
-class Loads:
-    """Solve random patterns of rising load by focusing belief propagation."""
+@dataclass(frozen=True, kw_only=True)
+class Loads(FolderOptions):
+    """Solve random patterns of rising load with binary weights by focusing belief propagation."""
 
-    sizes: tuple[int, ...] = (1001,)
+    sizes: Annotated[tuple[int, ...], POSITIVE] = (1001,)
     """Weights of each network, odd; a tree's are rounded to three odd units."""
-    loads: tuple[float, ...] = (0.5, 0.6, 0.7, 0.74)
+    loads: Annotated[tuple[float, ...], ABOVE_ZERO] = (0.5, 0.6, 0.7, 0.74)
     """Patterns per weight. The perceptron's capacity is 0.833."""
-    seeds: int = 5
+    seeds: Annotated[int, POSITIVE] = 5
     """Instances of each."""
     node: Node = "gaussian"
     """How sums over inputs are treated: gaussian, or relaxed, which is cheaper and less stable."""
-    output: Path = Path("runs/loads")
-    """Folder to write."""
 
 
 def networks(size: int) -> dict[str, Committee]:
@@ -73,45 +67,36 @@ def row(record: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def main(config: Loads) -> int:
+def run(options: Loads) -> int:
     """Solves all instances; the exit status."""
+    folder = open_folder(options, "loads")
     cells = [
         (name, model, load)
-        for size in config.sizes
+        for size in options.sizes
         for name, model in networks(size).items()
-        for load in config.loads
+        for load in options.loads
     ]
     records = []
     for name, model, load in track(cells, "solving", transient=True):
-        runs = [solve(model, load, seed, config.node) for seed in range(config.seeds)]
+        runs = [solve(model, load, seed, options.node) for seed in range(options.seeds)]
         records.append({"network": name, "weights": model.num_weights, "load": load, "runs": runs})
-    command = environment.command("benchmarks.committee.loads")
     found = {
-        "seeds": config.seeds,
-        "node": config.node,
-        "command": command,
+        "seeds": options.seeds,
+        "node": options.node,
+        "command": environment.command(),
         "environment": environment.describe(),
         "records": records,
     }
-    text = to_markdown(
-        [
-            Heading("Loads that focusing belief propagation solves", level=1),
-            Paragraph(
-                f"Random patterns, binary weights, {config.node} nodes, y infinite, the coupling "
-                f"from {COUPLINGS[0]:g} to {COUPLINGS[-1]:.2f} in {len(COUPLINGS)} stages of "
-                "at most 20 sweeps each. 'errors left' are those of the instances that were "
-                "not solved; sweeps and seconds are medians, the first of each network with its "
-                "compilation."
-            ),
-            Code(command),
-            TableBlock(HEAD, [row(record) for record in records]),
-        ]
+    write_results(folder, found)
+    table = pd.DataFrame(map(row, records), columns=HEAD)
+    write_report(
+        folder,
+        "committee/loads.md.j2",
+        "Loads that focusing belief propagation solves",
+        found=found,
+        table=table,
+        couplings=COUPLINGS,
     )
-    write_text(config.output / "loads.json", json.dumps(found, indent=1) + "\n")
-    write_text(config.output / "loads.md", text)
-    print(text)  # noqa: T201
+    show_table(table, "Loads")
+    say(f"Written: {folder / MARKDOWN}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Loads)))

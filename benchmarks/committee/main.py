@@ -1,74 +1,72 @@
-"""The `committee` experiment: widths of the solutions of committee machines, by algorithm."""
+"""`python -m benchmarks committee`: widths of the solutions of committee machines, by algorithm."""
 
-import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks.committee import figures, measures, report
 from benchmarks.committee.algorithms import ALGORITHMS, UNCORRELATED_ONLY
 from benchmarks.committee.measures import Measures
 from benchmarks.committee.problems import PROBLEMS, Sizes
-from benchmarks.common import data as image_data
 from benchmarks.common import environment
-from benchmarks.common.data import ImageData
-from benchmarks.common.errors import UsageError, check_known
-from benchmarks.common.files import write_text
+from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.options import (
+    ABOVE_ZERO,
+    POSITIVE,
+    Among,
+    FolderOptions,
+    ImageOptions,
+    UsageError,
+    configuration,
+)
+from benchmarks.common.run_folder import Results, open_folder, write_results
+from benchmarks.common.terminal import progress_bars
 from entropix.committee import Committee
 
-NOT_OF_THE_RESULT = ("output", "data_dir", "cache_dir")
 
-
-@dataclass(frozen=True)
-class CommitteeMachines:
+@dataclass(frozen=True, kw_only=True)
+class CommitteeMachines(ImageOptions, FolderOptions):
     """Compare algorithms by the widths of the solutions they find, on committee machines."""
 
-    experiments: tuple[str, ...] = tuple(PROBLEMS)
+    experiments: Annotated[tuple[str, ...], Among("experiment", lambda: PROBLEMS)] = tuple(PROBLEMS)
     """Which: random (patterns), images (two classes), shuffled (the images' pixels)."""
-    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
+    algorithms: Annotated[tuple[str, ...], Among("algorithm", lambda: ALGORITHMS)] = tuple(
+        ALGORITHMS
+    )
     """Which algorithms; focusing_bp is for random patterns only."""
-    seeds: int = 5
+    seeds: Annotated[int, POSITIVE] = 5
     """Number of instances of each experiment."""
     num_hidden: int = 9
     """Hidden units, K, an odd number."""
     num_inputs: int = 999
     """Inputs of the tree, a multiple of K."""
-    alpha: float = 1.0
+    alpha: Annotated[float, ABOVE_ZERO] = 1.0
     """Load of the tree: random patterns per weight."""
     dataset: str = "fashion_mnist"
     """Images: digits (built in), or a TFDS set such as fashion_mnist."""
     pair: tuple[int, int] = (3, 4)
     """The two classes; 3 and 4 are dress and coat in fashion_mnist."""
-    per_class: int = 250
+    per_class: Annotated[int, POSITIVE] = 250
     """Training images of each class."""
-    max_epochs: int = 2000
+    max_epochs: Annotated[int, POSITIVE] = 2000
     """Passes over the patterns after which an algorithm gives up."""
-    data_dir: Path | None = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Path | None = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
-    output: Path | None = None
-    """Folder to write; by default runs/committee-<time>."""
 
 
-def run(config: CommitteeMachines) -> int:
+def run(options: CommitteeMachines) -> int:
     """Runs the experiments; the exit status."""
-    check(config)
-    folder = config.output or Path("runs") / f"committee-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"--output {folder} is not empty")
-    images = load_images(config)
-    found: dict[str, Any] = {
-        "configuration": json.loads(json.dumps(configuration(config))),
+    folder = open_folder(options, "committee")
+    try:
+        Committee(options.num_inputs, options.num_hidden, weights="spherical")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    images = load_images(options)
+    found: Results = {
+        "configuration": configuration(options),
         "command": environment.command(),
         "environment": environment.describe(),
         "images": None if images is None else images.name,
@@ -76,63 +74,36 @@ def run(config: CommitteeMachines) -> int:
         "experiments": {},
         "correlations": {},
     }
-    with Progress() as progress:
-        for name in config.experiments:
+    with progress_bars() as progress:
+        for name in options.experiments:
             found["experiments"][name] = {"title": PROBLEMS[name][2], "algorithms": {}}
-            run_experiment(config, name, images, found, folder, progress)
+            run_experiment(options, name, images, found, folder, progress)
     found["correlations"] = correlations(found)
-    write(folder, found)
+    write_results(folder, found)
     report.write(folder, found)
-    show(found, folder)
+    report.show(found, folder)
     return 0
 
 
-def configuration(config: CommitteeMachines) -> dict[str, Any]:
-    """What a result depends on."""
-    fields = dataclasses.asdict(config)
-    return {name: field for name, field in fields.items() if name not in NOT_OF_THE_RESULT}
-
-
-def check(config: CommitteeMachines) -> None:
-    """Raises a `UsageError` for impossible values."""
-    for name in config.experiments:
-        check_known("experiment", name, PROBLEMS)
-    for name in config.algorithms:
-        check_known("algorithm", name, ALGORITHMS)
-    for name, chosen in (("experiments", config.experiments), ("algorithms", config.algorithms)):
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise UsageError(f"--{name} must name each once, got {' '.join(chosen)!r}")
-    for name in ("seeds", "per_class", "max_epochs"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} must be at least 1, got {getattr(config, name)}")
-    if not 0 < config.alpha < float("inf"):
-        raise UsageError(f"--alpha must be above 0, got {config.alpha:g}")
-    try:
-        Committee(config.num_inputs, config.num_hidden, weights="spherical")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def load_images(config: CommitteeMachines) -> ImageData | None:
+def load_images(options: CommitteeMachines) -> ImageData | None:
     """The image set, where an experiment is of images."""
-    if not any(PROBLEMS[name][1] for name in config.experiments):
+    if not any(PROBLEMS[name][1] for name in options.experiments):
         return None
-    images = image_data.load(config.dataset, data_dir=config.data_dir, cache_dir=config.cache_dir)
-    if config.pair[0] == config.pair[1]:
-        raise UsageError(f"--pair must be of two different classes, got {config.pair[0]} twice")
-    for one in config.pair:
+    images = load_for(options)
+    if options.pair[0] == options.pair[1]:
+        raise UsageError(f"--pair must be of two different classes, got {options.pair[0]} twice")
+    for one in options.pair:
         available = int((images.y_train == one).sum())
-        if available < config.per_class:
+        if available < options.per_class:
             raise UsageError(
                 f"--per-class must be at most the {available} training images of class {one} "
-                f"in {images.name}, got {config.per_class}"
+                f"in {images.name}, got {options.per_class}"
             )
     return images
 
 
 def run_experiment(
-    config: CommitteeMachines,
+    options: CommitteeMachines,
     name: str,
     images: ImageData | None,
     found: dict[str, Any],
@@ -141,12 +112,14 @@ def run_experiment(
 ) -> None:
     """All algorithms on all instances, written after each."""
     make, correlated, _ = PROBLEMS[name]
-    chosen = [one for one in config.algorithms if not (correlated and one in UNCORRELATED_ONLY)]
+    chosen = [one for one in options.algorithms if not (correlated and one in UNCORRELATED_ONLY)]
     experiment = found["experiments"][name]
-    sizes = Sizes(config.num_hidden, config.num_inputs, config.alpha, config.pair, config.per_class)
-    task = progress.add_task(name, total=len(chosen) * config.seeds)
+    sizes = Sizes(
+        options.num_hidden, options.num_inputs, options.alpha, options.pair, options.per_class
+    )
+    task = progress.add_task(name, total=len(chosen) * options.seeds)
     measure = None
-    for seed in range(config.seeds):
+    for seed in range(options.seeds):
         problem = make(sizes, images, jax.random.key(seed))
         measure = measure or Measures(problem.model)
         experiment |= {
@@ -156,7 +129,7 @@ def run_experiment(
         }
         for algorithm in chosen:
             start = time.perf_counter()
-            answer = ALGORITHMS[algorithm](problem, jax.random.key(seed), config.max_epochs)
+            answer = ALGORITHMS[algorithm](problem, jax.random.key(seed), options.max_epochs)
             seconds = time.perf_counter() - start
             record = {
                 "errors": answer.errors,
@@ -165,7 +138,7 @@ def run_experiment(
                 **measure(problem, answer.weights, jax.random.key(seed)),
             }
             experiment["algorithms"].setdefault(algorithm, []).append(record)
-            write(folder, found)
+            write_results(folder, found)
             progress.advance(task)
 
 
@@ -193,24 +166,3 @@ def correlations(found: dict[str, Any]) -> dict[str, Any]:
         "local_energy": float(matrix[1, 2]),
         "runs": len(points),
     }
-
-
-def write(folder: Path, found: dict[str, Any]) -> None:
-    """Writes results.json."""
-    write_text(folder / "results.json", json.dumps(found, indent=1) + "\n")
-
-
-def show(found: dict[str, Any], folder: Path) -> None:
-    """A table for each experiment, means over the instances."""
-    console = Console()
-    for name, experiment in found["experiments"].items():
-        title = report.title(name, experiment)
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for at, column in enumerate(report.HEAD):
-            table.add_column(column, justify="right" if at else "left", no_wrap=not at)
-        for row in report.rows(experiment, found["measures"]):
-            table.add_row(*row)
-        console.print(table)
-    for line in report.correlation_lines(found):
-        console.print(line)
-    console.print(f"Written: {folder / 'report.html'}")

@@ -1,35 +1,44 @@
-"""report.md and report.html of the committee experiments, and their table."""
+"""What the committee experiments show: tables on the terminal, report.md and report.html."""
 
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.committee import figures
-from benchmarks.common.document import (
-    Block,
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
-from benchmarks.common.files import write_text
+import pandas as pd
 
-HEAD = (
+from benchmarks.committee import figures
+from benchmarks.common.report import PAGE, write_report
+from benchmarks.common.run_folder import Results
+from benchmarks.common.terminal import say, show_table
+
+HEAD = [
     "algorithm", "solved", "passes", "distance", "local entropy", "local energy %",
     "noisy error %", "test error %",
-)  # fmt: skip
+]  # fmt: skip
 
 
-def write(folder: Path, found: dict[str, Any]) -> None:
+def write(folder: Path, found: Results) -> None:
     """Writes the pictures, report.md and report.html."""
-    blocks = compose(found, figures.draw(folder, found))
-    write_text(folder / "report.md", to_markdown(blocks))
-    write_text(folder / "report.html", to_html(blocks, "Committee machines"))
+    pictures = figures.draw(folder, found)
+    experiments = found["experiments"].items()
+    write_report(
+        folder,
+        "committee/report.md.j2",
+        "Widths of the solutions of committee machines",
+        found=found,
+        tables={title(name, one): table(one, found["measures"]) for name, one in experiments},
+        correlations=correlation_lines(found) if "correlation" in pictures else [],
+    )
+
+
+def show(found: Results, folder: Path) -> None:
+    """A table for each experiment, and where the rest is."""
+    for name, experiment in found["experiments"].items():
+        show_table(table(experiment, found["measures"]), title(name, experiment))
+    for line in correlation_lines(found):
+        say(line)
+    say(f"Report: {folder / PAGE}")
 
 
 def title(name: str, experiment: dict[str, Any]) -> str:
@@ -40,10 +49,10 @@ def title(name: str, experiment: dict[str, Any]) -> str:
     )
 
 
-def rows(experiment: dict[str, Any], measures: dict[str, Any]) -> list[tuple[str, ...]]:
+def table(experiment: dict[str, Any], measures: dict[str, Any]) -> pd.DataFrame:
     """A row for each algorithm, means over the instances."""
     at = figures.reference_point(measures)
-    return [
+    rows = [
         (
             algorithm,
             f"{sum(record['errors'] == 0 for record in records)}/{len(records)}",
@@ -58,6 +67,7 @@ def rows(experiment: dict[str, Any], measures: dict[str, Any]) -> list[tuple[str
         )
         for algorithm, records in experiment["algorithms"].items()
     ]
+    return pd.DataFrame(rows, columns=HEAD)
 
 
 def mean(numbers: list[float], form: str) -> str:
@@ -75,51 +85,3 @@ def correlation_lines(found: dict[str, Any]) -> list[str]:
         for quantity in ("local_entropy", "local_energy")
         if correlations
     ]
-
-
-def compose(found: dict[str, Any], pictures: dict[str, Path]) -> Sequence[Block]:
-    """The report, block by block."""
-    configuration, measures = found["configuration"], found["measures"]
-    blocks: list[Block] = [
-        Heading("Widths of the solutions of committee machines", level=1),
-        Paragraph(
-            f"K = {configuration['num_hidden']}, means over {configuration['seeds']} instances. "
-            "'solved' counts those without training errors; 'passes' are over the patterns, or "
-            "sweeps of messages. 'local entropy' is the log share of solutions per weight at "
-            f"'distance' 1 - S² (field strength {measures['reference_strength']:g}), by belief "
-            "propagation, over the solved instances for which it converged. 'local energy' is the "
-            "rise of the training error when weights are multiplied by "
-            f"1 + {measures['sigma'][-1]:g} z; 'noisy error' the training error with "
-            f"{measures['rates'][-1]:.0%} of the inputs flipped."
-        ),
-        Code(found["command"]),
-    ]
-    for name, experiment in found["experiments"].items():
-        blocks += [
-            Heading(title(name, experiment)),
-            TableBlock(HEAD, rows(experiment, measures)),
-        ]
-    blocks += [
-        Heading("Local entropy"),
-        Picture(
-            pictures["local_entropy"],
-            "Log share of solutions per weight against the distance, over the solved instances; "
-            "points at which belief propagation converged for all of them; bands of one standard "
-            "error.",
-        ),
-        Heading("Hessian"),
-        Picture(
-            pictures["hessian"],
-            "Share of the eigenvalues beyond a size, of the smooth network with steepness "
-            f"{measures['beta']:g} at the solutions found.",
-        ),
-        Heading("Noise on the inputs"),
-        Picture(pictures["noise"], "Training error; inputs that vary more are flipped more."),
-    ]
-    if "correlation" in pictures:
-        blocks += [
-            Heading("Width and generalization"),
-            *map(Paragraph, correlation_lines(found)),
-            Picture(pictures["correlation"], "Each run on the images as a point."),
-        ]
-    return blocks

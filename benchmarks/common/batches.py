@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.common.data import ImageData
+from entropix.replicas import Plan
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,20 @@ class BatchOrder:
             for replica in range(self.replicas)
         ]
         return np.stack(streams).reshape(shape)
+
+
+class Feed:
+    """The mini-batches of this process's replicas."""
+
+    def __init__(self, data: ImageData, plan: Plan, seed: int, batch_size: int) -> None:
+        """Keeps the set; nothing is drawn yet."""
+        self._data, self._plan = data, plan
+        self._order = BatchOrder(len(data.x_train), batch_size, (seed,), plan.replicas)
+
+    def __call__(self, step: int) -> Any:
+        """The batch of one step, on the devices."""
+        places = self._plan.local_part(self._order.indices(step, step + 1)[0, 0])
+        return self._plan.place_batch((self._data.x_train[places], self._data.y_train[places]))
 
 
 # Two passes of 10 seeds with 8 replicas each stay; one pass of 60,000 places is 0.24 MB.

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.common.errors import UsageError
 from benchmarks.common.methods import Hyperparameters, Method
+from benchmarks.common.options import UsageError
 
 
 @dataclass(frozen=True)

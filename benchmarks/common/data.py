@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.errors import UsageError
-from benchmarks.common.files import write_whole
+from benchmarks.common.options import ImageOptions, UsageError
+from benchmarks.common.run_folder import write_whole
 
 DIGITS_TEST_IMAGES = 497
 BLOCK = 1000
@@ -56,6 +56,27 @@ def load(name: str, *, data_dir: Path | None = None, cache_dir: Path | None = No
     """
     raw = digits() if name == "digits" else tfds_images(name, data_dir, cache_dir)
     return standardized(raw)
+
+
+def load_for(options: ImageOptions, *, batch_size: int = 1, holdout: float = 0.0) -> ImageData:
+    """The image set that the options name.
+
+    Args:
+      options: of an experiment.
+      batch_size: images that the training set must hold.
+      holdout: share of the training images that stands for the test set.
+
+    Raises:
+      UsageError: as of `load`; the training set does not fill a mini-batch.
+    """
+    data = load(options.dataset, data_dir=options.data_dir, cache_dir=options.cache_dir)
+    if holdout:
+        data = hold_out(data, holdout)
+    if batch_size > len(data.x_train):
+        raise UsageError(
+            f"--batch-size {batch_size} is more than the {len(data.x_train)} training images"
+        )
+    return data
 
 
 def standardized(data: ImageData) -> ImageData:
@@ -129,11 +150,3 @@ def tfds_images(name: str, data_dir: Path | None, cache_dir: Path | None) -> Ima
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/entropix``, ``~/.cache/entropix`` where that is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "entropix"
-
-
-def check_size(data: ImageData, batch_size: int) -> None:
-    """Raises unless the training set fills one mini-batch."""
-    if batch_size > len(data.x_train):
-        raise UsageError(
-            f"--batch-size {batch_size} is more than the {len(data.x_train)} training images"
-        )

@@ -1,5 +1,6 @@
 """On what a run ran."""
 
+import contextlib
 import os
 import platform
 import shlex
@@ -28,9 +29,18 @@ def describe() -> dict[str, Any]:
     }
 
 
-def command(module: str = "benchmarks") -> str:
+def command() -> str:
     """What was typed to start this run."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+
+
+def simulate(devices: int) -> None:
+    """Asks for simulated CPU devices, unless the environment or a started backend has decided."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # Refused once a backend has started.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def installed(package: str) -> str | None:

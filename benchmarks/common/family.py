@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import entropix
@@ -14,11 +13,11 @@ from benchmarks.common.methods import (
     Course,
     Hyperparameters,
     Method,
-    center,
     entropy_sgd,
     falling,
     outer_steps,
     sgd,
+    to_unit_norm,
 )
 from entropix import losses, scoping
 from entropix.losses import Loss, SmoothedLoss
@@ -38,7 +37,7 @@ def elastic_sgd(
         center_rate=values["center_rate"],
         every=int(values["every"]),
         momentum=values["momentum"],
-        axis=0,
+        axis_name=course.axis_name,
     )
 
 
@@ -54,7 +53,7 @@ def parle(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Grad
         noise=values["noise"],
         momentum=values["momentum"],
         key=key,
-        axis=0,
+        axis_name=course.axis_name,
     )
 
 
@@ -104,7 +103,7 @@ def replicated_sam(
         coupling(values, course),
         optax.sgd(falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True),
     )
-    ascent = optax.chain(each_to_unit_norm(), optax.sgd(values["rho"]))
+    ascent = optax.chain(to_unit_norm(), optax.sgd(values["rho"]))
     return optax.contrib.sam(descent, ascent, sync_period=2)
 
 
@@ -136,34 +135,17 @@ def kernels(params: optax.Params) -> optax.Params:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def each_to_unit_norm() -> optax.GradientTransformation:
-    """The gradient of each replica, on the first axis, divided by its norm; zero stays zero."""
-
-    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        del params
-        norm = jax.vmap(optax.tree.norm)(updates)
-        return jax.tree.map(
-            lambda u: u / jnp.maximum(norm, 1e-12).reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype),
-            updates,
-        )
-
-    return optax.stateless(scale)
-
-
 def coupling(values: Hyperparameters, course: Course) -> optax.GradientTransformation:
-    """The pull between stacked replicas, in front of any optimizer."""
-    return entropix.couple_replicas(grown_gamma(values, course), every=int(values["every"]), axis=0)
+    """The pull between replicas, in front of any optimizer."""
+    return entropix.couple_replicas(
+        grown_gamma(values, course), every=int(values["every"]), axis_name=course.axis_name
+    )
 
 
 def grown_gamma(values: Hyperparameters, course: Course) -> optax.Schedule:
     """A coupling that starts where pull and loss balance, and grows up to a cap."""
     cap = values["pull_cap"] / (int(values["every"]) * values["learning_rate"])
     return scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap)
-
-
-def anchor_center(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The mean of the replicas' anchors."""
-    return center(opt_state, entropix.eval_params(opt_state, params))
 
 
 def local_average(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
@@ -197,7 +179,6 @@ FAMILY: dict[str, Method] = {
         elastic_sgd,
         {**REPLICATED, "pull_cap": 0.5, "center_rate": 0.9},
         replicated=True,
-        weights=center,
     ),
     "parle": Method(
         "Parle, evaluated at the mean of the replicas' anchors",
@@ -205,7 +186,7 @@ FAMILY: dict[str, Method] = {
         {"learning_rate": 1.0, "momentum": 0.0, "rho": 0.3, **ENTROPY_LOOP, "noise": 0.0},
         replicated=True,
         cycle="inner_steps",
-        weights=anchor_center,
+        weights=entropix.eval_params,
     ),
     "heat_sgd": Method(
         "HEAT of Deep Relaxation, evaluated at the anchor",
@@ -226,7 +207,6 @@ FAMILY: dict[str, Method] = {
         replicated_adam,
         {"learning_rate": 3e-3, "every": 1, "gamma_factor": 1e4, "pull_cap": 0.1},
         replicated=True,
-        weights=center,
     ),
     "replicated_sam": Method(
         "sharpness-aware minimization on coupled replicas, evaluated at the center",
@@ -234,7 +214,6 @@ FAMILY: dict[str, Method] = {
         {**REPLICATED, "every": 2, "rho": 0.05},
         replicated=True,
         cycle=2,
-        weights=center,
     ),
     "partial_entropy_sgd": Method(
         "Entropy-SGD on the kernels and SGD on the rest, evaluated at the kernels' anchor",
@@ -248,7 +227,6 @@ FAMILY: dict[str, Method] = {
         replicated_sgd_by_kernels,
         REPLICATED,
         replicated=True,
-        weights=center,
     ),
     "local_average": Method(
         f"SGD on the loss averaged over a cube (PLA), {SAMPLES + 1} gradients per step",

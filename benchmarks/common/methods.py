@@ -23,10 +23,12 @@ class Course:
       steps: updates of the weights, one gradient (of every replica) each.
       gamma: the coupling at which pull and loss are of one size for the untrained replicas; 0 for
         a method without replicas.
+      axis_name: of the axes that the replicas are mapped over.
     """
 
     steps: int
-    gamma: float
+    gamma: float = 0.0
+    axis_name: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,13 @@ class Method:
       build: the optimizer for (hyper-parameters, course, noise key).
       defaults: hyper-parameters and their values.
       by_model: values for one model where they differ.
-      replicated: whether the weights are y stacked replicas; one update is then y gradients.
+      replicated: whether y replicas are trained; one update is then y gradients.
       budgets: gradients it is given, in units of the run's budget; "y" stands for the number of
         replicas.
       cycle: name of the hyper-parameter that counts the updates between two states that may be
         evaluated, or that count itself.
-      weights: the weights to evaluate, from (optimizer state, weights of the training loop).
+      weights: the weights of one replica to evaluate, from (optimizer state, weights of the
+        training loop); the mean over replicas is taken of them.
       gradients: gradient evaluations of one replica in one update.
       smooth: from the hyper-parameters to what turns the training loss into the one to train on;
         None for the training loss itself.
@@ -153,19 +156,13 @@ def replicated_sgd(
         gamma=scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap),
         every=every,
         momentum=values["momentum"],
-        axis=0,
+        axis_name=course.axis_name,
     )
 
 
 def falling(values: Hyperparameters, steps: int) -> optax.Schedule:
     """From the learning rate to zero along a half cosine."""
     return optax.cosine_decay_schedule(values["learning_rate"], steps)
-
-
-def center(opt_state: optax.OptState, params: optax.Params) -> optax.Params:
-    """The mean of the replicas."""
-    del opt_state
-    return jax.tree.map(lambda leaf: leaf.mean(0), params)
 
 
 ENTROPY_LOOP = {
@@ -212,7 +209,6 @@ METHODS: dict[str, Method] = {
         replicated_sgd,
         REPLICATED,
         replicated=True,
-        weights=center,
     ),
     "replicated_sgd_y": Method(
         "replicated SGD, evaluated at the center, with the gradients of SGD for each replica",
@@ -220,7 +216,6 @@ METHODS: dict[str, Method] = {
         REPLICATED,
         replicated=True,
         budgets="y",
-        weights=center,
     ),
 }
 

@@ -1,5 +1,6 @@
 """A Flax model as the pure functions that training and evaluation need."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ class Network:
         images = jnp.zeros((1, *self.image_shape), jnp.float32)
         variables = dict(self.module.init(key, images, train=False))
         return variables["params"], variables.get("batch_stats", {})
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        params, _ = jax.eval_shape(self.init, jax.random.key(0))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def logits(self, params: Params, stats: BatchStats, images: jax.Array) -> jax.Array:
         """Answers of the network in evaluation mode, shape (batch, classes)."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.errors import UsageError
+from benchmarks.common.options import UsageError
 
 READ_AT_ONCE = 2000
 PROBE_SECONDS = 5.0

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from benchmarks.common.errors import UsageError
-from benchmarks.common.files import write_whole
 from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.options import UsageError
+from benchmarks.common.run_folder import write_whole
 
 FOLDER = "weights"
 

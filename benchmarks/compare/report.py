@@ -1,166 +1,113 @@
-"""report.md and report.html of a comparison."""
+"""What a comparison shows: its tables, on the terminal and in report.md and report.html."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import plots
-from benchmarks.common.document import (
-    Block,
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
-from benchmarks.common.files import write_text
+import numpy as np
+import pandas as pd
+
 from benchmarks.common.methods import TUNING
-from benchmarks.common.results import BASELINE, Results, summarize
+from benchmarks.common.report import PAGE, write_report, written_values
+from benchmarks.common.run_folder import Results
+from benchmarks.common.terminal import say, show_table
+from benchmarks.compare import plots
+from benchmarks.compare.results import BASELINE, summarize
+
+ERROR_COLUMNS = ["method", "gradients", "error %", "minus SGD", "cross entropy", "seconds"]
+WIDTH_COLUMNS = ["method", "train error %", "local energy", "top eigenvalue", "trace"]
+# Of each quantity: name in a table of differences, unit, digits.
+QUANTITIES = {
+    "test_error": ("error (points)", 100, 2),
+    "test_loss": ("cross entropy", 1, 4),
+    "train_error": ("train error (points)", 100, 2),
+    "train_loss": ("train loss", 1, 4),
+    "local_energy": ("local energy (points)", 100, 2),
+    "top_eigenvalue": ("top eigenvalue", 1, 2),
+    "trace": ("trace", 1, 1),
+}
 
 
 def write(folder: Path, found: Results) -> None:
     """Writes the plots, report.md and report.html."""
-    blocks = compose(found, plots.draw(folder, found))
-    title = f"{found['data']['name']}, {found['configuration']['model']}"
-    write_text(folder / "report.md", to_markdown(blocks))
-    write_text(folder / "report.html", to_html(blocks, title))
+    plots.draw(folder, found)
+    write_report(
+        folder,
+        "compare/report.md.j2",
+        f"Comparison on {found['data']['name']} with {found['configuration']['model']}",
+        found=found,
+        results=result_table(found),
+        differences=difference_table(found),
+        methods=method_table(found),
+        tuning=TUNING,
+    )
 
 
-def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
-    """The report, block by block."""
-    configuration, data, budget = found["configuration"], found["data"], found["budget"]
-    widths = found["widths"]
-    rows = table_rows(found)
-    return [
-        Heading(f"Comparison on {data['name']} with {configuration['model']}", level=1),
-        Paragraph(
-            f"{configuration['seeds']} seeds, {budget['gradients']:,} gradients of batch "
-            f"{configuration['batch_size']} per run; replicated_sgd_y takes them for each of its "
-            f"{budget['replicas']} replicas. Network: {found['model']['summary']}, "
-            f"{found['model']['parameters']:,} parameters, dropout {found['model']['dropout']:g}. "
-            f"{data['train']:,} training images, judged on {data['test']:,} {data['judged_on']}."
-        ),
-        Code(found["command"]),
-        Heading("Results"),
-        Paragraph(
-            "Mean ± standard error over the seeds, at the evaluation weights: the anchor of "
-            "Entropy-SGD, the center of the replicas, the point between two steps of SAM, else "
-            "the weights themselves; batch statistics recomputed there. 'error' and 'cross "
-            f"entropy' (nats) are on the {data['judged_on']}. 'minus SGD' is the mean difference "
-            "of the error to SGD, seed by seed, in percentage points. 'seconds' is the training "
-            "time of all seeds together, without compilation and evaluation."
-        ),
-        TableBlock(tuple(rows[0]), [tuple(row.values()) for row in rows]),
-        Heading("Learning curves"),
-        Picture(
-            pictures["learning_curves"],
-            "Against gradient evaluations of one run, mean of the seeds, bands of one standard "
-            "error. On the way the training loss is that of the first "
-            f"{min(widths['curve_images'], data['train']):,} training images.",
-        ),
-        Heading("Local energy"),
-        Picture(
-            pictures["local_energy"],
-            f"Rise of the error on {widths['images']:,} training images when every weight is "
-            f"multiplied by 1 + σz, z normal; {widths['energy_samples']} draws per seed, batch "
-            "statistics as they were; bands of one standard error over the seeds. "
-            f"The table shows σ = {widths['sigma'][-1]:g}.",
-        ),
-        Heading("Hessian"),
-        Picture(
-            pictures["spectrum"],
-            f"Of the cross entropy on {widths['images']:,} training images, by Lanczos quadrature "
-            f"({widths['lanczos_steps']} steps, {widths['probes']} probe vectors per seed). "
-            "A curve ends at its largest eigenvalue. In the table, the top eigenvalue by restarted "
-            f"Lanczos to a relative residual of {widths['top_tolerance']:g}, the trace by Hutch++ "
-            f"with {widths['trace_products']} products.",
-        ),
-        Heading("Differences to SGD, seed by seed"),
-        TableBlock(*difference_table(found)),
-        Heading("Hyper-parameters"),
-        TableBlock(
-            ("method", "what it is", "values"),
-            [
-                (name, record["summary"], written_values(record["hyperparameters"]))
-                for name, record in found["methods"].items()
-            ],
-        ),
-        Paragraph(TUNING),
-        Heading("Where it ran"),
-        Code(json.dumps(found["environment"], indent=1)),
-    ]
+def show(found: Results, folder: Path) -> None:
+    """The final tables, errors and widths, and where the rest is."""
+    table = result_table(found)
+    show_table(table[ERROR_COLUMNS], "Errors")
+    show_table(table[WIDTH_COLUMNS], "Widths")
+    seeds = found["configuration"]["seeds"]
+    say(f"Seeds: {seeds}. Mean ± standard error. Report: {folder / PAGE}")
 
 
-def table_rows(found: Results) -> list[dict[str, str]]:
-    """The results, one row per method, as text by column."""
-    statistics = summarize(found)
-    rows = []
-    for name, record in found["methods"].items():
-        summary = statistics[name]
-        rows.append(
-            {
-                "method": name,
-                "gradients": f"{record['gradients']:,}",
-                "error %": average(summary["test_error"], 100, 2),
-                "minus SGD": "" if name == BASELINE else difference(summary["test_error"], 100, 2),
-                "cross entropy": average(summary["test_loss"], 1, 3),
-                "train error %": average(summary["train_error"], 100, 2),
-                "train loss": average(summary["train_loss"], 1, 4),
-                "local energy": average(summary["local_energy"], 100, 2),
-                "top eigenvalue": average(summary["top_eigenvalue"], 1, 2),
-                "trace": average(summary["trace"], 1, 1),
-                "seconds": f"{record['train_seconds']:.1f}",
-            }
-        )
-    return rows
+def result_table(found: Results) -> pd.DataFrame:
+    """The results, one row per method, as text."""
+    summary, records = summarize(found), found["methods"]
+
+    def average(quantity: str, scale: float, digits: int) -> list[str]:
+        return spread(summary[quantity], "mean", scale, f"z,.{digits}f")
+
+    return pd.DataFrame(
+        {
+            "method": list(records),
+            "gradients": [f"{record['gradients']:,}" for record in records.values()],
+            "error %": average("test_error", 100, 2),
+            "minus SGD": differences(summary, "test_error"),
+            "cross entropy": average("test_loss", 1, 3),
+            "train error %": average("train_error", 100, 2),
+            "train loss": average("train_loss", 1, 4),
+            "local energy": average("local_energy", 100, 2),
+            "top eigenvalue": average("top_eigenvalue", 1, 2),
+            "trace": average("trace", 1, 1),
+            "seconds": [f"{record['train_seconds']:.1f}" for record in records.values()],
+        }
+    )
 
 
-def difference_table(found: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the paired differences to SGD of every quantity."""
-    scales = {
-        "test_error": ("error (points)", 100, 2),
-        "test_loss": ("cross entropy", 1, 4),
-        "train_error": ("train error (points)", 100, 2),
-        "train_loss": ("train loss", 1, 4),
-        "local_energy": ("local energy (points)", 100, 2),
-        "top_eigenvalue": ("top eigenvalue", 1, 2),
-        "trace": ("trace", 1, 1),
-    }
-    rows = [
+def difference_table(found: Results) -> pd.DataFrame:
+    """The paired differences to SGD of every quantity."""
+    summary = summarize(found)
+    columns = {title: differences(summary, name) for name, (title, _, _) in QUANTITIES.items()}
+    table = pd.DataFrame({"method": list(found["methods"]), **columns})
+    return table[table["method"] != BASELINE]
+
+
+def method_table(found: Results) -> pd.DataFrame:
+    """What each method is and was told."""
+    return pd.DataFrame(
         [
-            name,
-            *(
-                difference(summary[key], scale, digits)
-                for key, (_, scale, digits) in scales.items()
-            ),
-        ]
-        for name, summary in summarize(found).items()
-        if name != BASELINE
+            (name, record["summary"], written_values(record["hyperparameters"]))
+            for name, record in found["methods"].items()
+        ],
+        columns=["method", "what it is", "values"],
+    )
+
+
+def differences(summary: pd.DataFrame, quantity: str) -> list[str]:
+    """The difference to SGD of each method; empty for SGD itself, and where SGD did not run."""
+    if (quantity, "minus_sgd") not in summary:
+        return [""] * len(summary)
+    _, scale, digits = QUANTITIES[quantity]
+    texts = spread(summary[quantity], "minus_sgd", scale, f"+z,.{digits}f")
+    return [
+        "" if name == BASELINE else text for name, text in zip(summary.index, texts, strict=True)
     ]
-    return ["method", *(title for title, _, _ in scales.values())], rows
 
 
-def average(summary: dict[str, float | None], scale: float, digits: int) -> str:
-    """The mean over seeds with its standard error."""
-    return spread(summary["mean"], summary["std_error"], scale, f"z,.{digits}f")
-
-
-def difference(summary: dict[str, float | None], scale: float, digits: int) -> str:
-    """The paired difference to SGD with its standard error; empty where SGD did not run."""
-    if "minus_sgd" not in summary:
-        return ""
-    return spread(summary["minus_sgd"], summary["minus_sgd_std_error"], scale, f"+z,.{digits}f")
-
-
-def spread(mean: float | None, std_error: float | None, scale: float, form: str) -> str:
-    """A mean with its standard error, as text; the error is left out with one seed."""
-    assert mean is not None
-    text = f"{scale * mean:{form}}"
-    return text if std_error is None else f"{text} ± {scale * std_error:{form.lstrip('+')}}"
-
-
-def written_values(values: dict[str, float]) -> str:
-    """Hyper-parameters as text."""
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+def spread(table: pd.DataFrame, what: str, scale: float, form: str) -> list[str]:
+    """Means with their standard errors, as text; without an error where there is one seed."""
+    error = "std_error" if what == "mean" else f"{what}_std_error"
+    return [
+        f"{scale * mean:{form}}" + ("" if np.isnan(bar) else f" ± {scale * bar:{form.lstrip('+')}}")
+        for mean, bar in zip(table[what], table[error], strict=True)
+    ]

@@ -9,7 +9,6 @@ import optax
 
 from benchmarks.common.evaluation import CURVE_IMAGES, unstacked
 from benchmarks.common.network import BatchStats, Network, Params
-from benchmarks.common.training import seed_keys
 from entropix import flatness
 
 SIGMAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -51,7 +50,10 @@ class Widths:
         each = [
             self._measure_seed(one, self._with_statistics(old), key)
             for one, old, key in zip(
-                unstacked(params, count), unstacked(stats, count), seed_keys(seeds), strict=True
+                unstacked(params, count),
+                unstacked(stats, count),
+                map(jax.random.key, seeds),
+                strict=True,
             )
         ]
         return {name: [one[name] for one in each] for name in each[0]}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.distributed.kill_test`: SIGKILL at random moments changes no bit.
+"""`python -m benchmarks kill_test`: SIGKILL at random moments changes no bit.
 
 Runs of `python -m benchmarks distributed` are killed and resumed until they reach their end, and
 the fingerprint of all their parameters is compared with that of a run left alone. The runs are
@@ -10,35 +10,33 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_experimental_ynn_fusion_type="
-    " --xla_force_host_platform_device_count=4"
-).strip()
+from typing import Annotated
 
 import jax
-import sklearn.datasets
-import sklearn.model_selection  # noqa: F401
-import tyro
 
-from benchmarks.distributed.main import CHECKPOINTS, RESULT, Distributed, run
+from benchmarks.common import environment
+from benchmarks.common.options import NOT_NEGATIVE, POSITIVE, check_options
+from benchmarks.common.run_folder import RESULTS
+from benchmarks.common.terminal import say
+from benchmarks.distributed.main import CHECKPOINTS, Distributed
+from benchmarks.distributed.main import run as train
 
 # Most of the time goes into checkpoints, so that most kills strike while one is being written.
 SHORT = Distributed(steps=60, checkpoint_every=2, batch_size=16, replicas=4, every=3)
+DEVICES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KillTest:
     """Kill runs with SIGKILL at random moments; every one must end as the one left alone."""
 
-    kills: int = 20
+    kills: Annotated[int, POSITIVE] = 20
     """How many kills in all."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Of the moments."""
 
 
@@ -52,7 +50,7 @@ def start(folder: Path, *, resume: bool) -> int:
         with (folder.parent / f"{folder.name}.log").open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        status = run(replace(SHORT, output=folder, resume=resume))
+        status = train(replace(SHORT, output=folder, resume=resume))
     finally:
         # The parent's exit handlers are not the child's to run.
         os._exit(status)
@@ -78,13 +76,15 @@ def half_written(folder: Path) -> bool:
 
 def digest(folder: Path) -> str:
     """The fingerprint that a finished run wrote."""
-    found: str = json.loads((folder / RESULT).read_text())["digest"]
+    found: str = json.loads((folder / RESULTS).read_text())["digest"]
     return found
 
 
-def main(config: KillTest) -> int:
+def run(options: KillTest) -> int:
     """Kills and resumes; the exit status is 0 if all ended the same."""
-    moments = random.Random(config.seed)
+    check_options(options)
+    environment.simulate(DEVICES)
+    moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
@@ -96,22 +96,18 @@ def main(config: KillTest) -> int:
         expected = digest(root / "alone")
         assert digest(root / "again") == expected, "two runs left alone differ"
         killed = in_checkpoints = ends = 0
-        while killed < config.kills:
+        while killed < options.kills:
             folder = root / f"killed-{ends}"
             before = killed
             while not finished(start(folder, resume=True), moments.uniform(0, seconds)):
                 killed += 1
                 in_checkpoints += half_written(folder)
             if digest(folder) != expected:
-                print(f"The run killed {killed - before} times ended differently.")  # noqa: T201
+                say(f"The run killed {killed - before} times ended differently.")
                 return 1
             ends += 1
-    print(  # noqa: T201
+    say(
         f"{killed} kills in {ends} runs, {in_checkpoints} with a checkpoint half written: "
         "every run ended as the one left alone."
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(KillTest)))

@@ -1,41 +1,33 @@
 """`python -m benchmarks papers`: spectra of small networks beside those that papers print."""
 
 import dataclasses
-import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
 from benchmarks.common import environment
-from benchmarks.common.document import (
-    Block,
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    TableBlock,
-    to_html,
-    to_markdown,
+from benchmarks.common.options import (
+    ABOVE_ZERO,
+    POSITIVE,
+    Among,
+    FolderOptions,
+    ImageOptions,
+    Within,
 )
-from benchmarks.common.errors import UsageError, check_known
-from benchmarks.common.files import write_text
 from benchmarks.common.plots import save
-from benchmarks.common.results import Results
-from benchmarks.compare.report import written_values
+from benchmarks.common.report import PAGE, write_report
+from benchmarks.common.run_folder import Results, open_folder, write_results
+from benchmarks.common.terminal import progress_bars, say, show_table
 from benchmarks.flatness import plots
-from benchmarks.flatness.main import Flatness, examine, progress_bars
+from benchmarks.flatness.main import Flatness, examine
 
 ENTROPY_SGD = "Chaudhari et al., Entropy-SGD, ICLR 2017"
 VARIATIONAL = "Chaudhari and Soatto, SGD performs variational inference, ICLR 2018"
-HEAD = ("quantity", "paper", "here", "here / paper")
 
 
 @dataclass(frozen=True)
@@ -82,29 +74,27 @@ class Case:
     facts: tuple[Fact, ...]
 
 
-@dataclass(frozen=True)
-class Papers:
+@dataclass(frozen=True, kw_only=True)
+class Papers(ImageOptions, FolderOptions):
     """Train small networks of two papers on MNIST and compare their spectra with the papers'.
 
     Writes results.json, report.md, report.html and the plots into a folder of its own.
     """
 
-    networks: tuple[str, ...] = ("small_mnistfc", "small_lenet", "tiny_lenet")
+    networks: Annotated[tuple[str, ...], Among("network", lambda: CASES)] = (
+        "small_mnistfc",
+        "small_lenet",
+        "tiny_lenet",
+    )
     """Which networks."""
     dataset: str = "mnist"
     """Images to train on; the papers' are MNIST."""
-    epochs: float | None = None
+    epochs: Annotated[float | None, ABOVE_ZERO] = None
     """Passes over the training set; by default each network's own."""
-    images: int | None = None
+    images: Annotated[int | None, POSITIVE] = None
     """Training images that the estimators look at; by default each network's own."""
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**31)] = 0
     """Of training and estimators."""
-    data_dir: Path | None = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Path | None = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
-    output: Path | None = None
-    """Folder to write; by default runs/papers-<time>."""
 
 
 def test_error(found: Results) -> tuple[float, str]:
@@ -248,104 +238,58 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def run(config: Papers) -> int:
+def run(options: Papers) -> int:
     """Trains, measures and writes; the exit status."""
-    for name in config.networks:
-        check_known("network", name, CASES)
-    folder = config.output or Path("runs") / f"papers-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"--output {folder} is not empty")
+    folder = open_folder(options, "papers")
     found: Results = {
         "command": environment.command(),
         "environment": environment.describe(),
         "networks": {},
     }
     with progress_bars() as bars:
-        for name in config.networks:
+        for name in options.networks:
             case = CASES[name]
-            one = examine(adapted(case, config), folder / name, bars, case.estimators)
+            one = examine(adapted(case, options), folder / name, bars, case.estimators)
             found["networks"][name] = one
-            write_text(folder / "results.json", json.dumps(found, indent=1) + "\n")
+            write_results(folder, found)
     write(folder, found)
-    show(found, folder)
+    for name, one in found["networks"].items():
+        show_table(fact_table(name, one), name)
+    say(f"Report: {folder / PAGE}")
     return 0
 
 
 def write(folder: Path, found: Results) -> None:
     """Writes the plots, report.md and report.html."""
-    pictures = {
-        name: save(folder, f"{name}_{CASES[name].picture[0]}", CASES[name].picture[1], one)
-        for name, one in found["networks"].items()
-    }
-    blocks = compose(found, pictures)
-    write_text(folder / "report.md", to_markdown(blocks))
-    write_text(folder / "report.html", to_html(blocks, "Spectra of two papers"))
+    for name, one in found["networks"].items():
+        save(folder, f"{name}_{CASES[name].picture[0]}", CASES[name].picture[1], one)
+    write_report(
+        folder,
+        "flatness/papers.md.j2",
+        "Spectra of two papers",
+        found=found,
+        cases=CASES,
+        facts={name: fact_table(name, one) for name, one in found["networks"].items()},
+    )
 
 
-def adapted(case: Case, config: Papers) -> Flatness:
+def adapted(case: Case, options: Papers) -> Flatness:
     """A case's configuration with what the user chose put over it."""
     own = case.configuration
     return dataclasses.replace(
         own,
-        dataset=config.dataset,
-        epochs=own.epochs if config.epochs is None else config.epochs,
-        images=own.images if config.images is None else config.images,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
+        dataset=options.dataset,
+        epochs=own.epochs if options.epochs is None else options.epochs,
+        images=own.images if options.images is None else options.images,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        cache_dir=options.cache_dir,
     )
 
 
-def rows(name: str, found: Results) -> list[tuple[str, str, str, str]]:
+def fact_table(name: str, found: Results) -> pd.DataFrame:
     """The facts of one network beside the paper's."""
-    return [fact.row(found) for fact in CASES[name].facts]
-
-
-def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
-    """The report, block by block."""
-    blocks: list[Block] = [
-        Heading("Spectra of two papers", level=1),
-        Paragraph(
-            "The papers diagonalised dense matrices. Here the share of eigenvalues near zero is "
-            "from Lanczos quadrature: its ± is the standard error over probe vectors, and "
-            "eigenvalues nearer to zero than the spacing of its nodes there are not told apart, so "
-            "that a threshold below the spacing asks more than it can answer. The ends of the "
-            "spectrum are from restarted Lanczos, with their residuals. Training recipes are not "
-            "the papers', whose minima these need not be: the last column is 1 where a number "
-            "reproduces, and else it does not. Empty cells: the paper does not print it."
-        ),
-        Code(found["command"]),
-    ]
-    for name, one in found["networks"].items():
-        training, effort = one["training"], one["effort"]
-        blocks += [
-            Heading(name),
-            Paragraph(
-                f"{CASES[name].source}. {one['model']['summary']}, {one['data']['name']}, trained "
-                f"by {training['method']} ({written_values(training['hyperparameters'])}) with "
-                f"{training['gradients']:,} gradients of "
-                f"{training['configuration']['batch_size']} images, seed {training['seed']}. "
-                f"Measured on the first {effort['images']:,} training images"
-                + (
-                    f" with {effort['probes']} probes of {effort['steps']} Lanczos steps."
-                    if "spectrum" in one["measured"]
-                    else "."
-                )
-            ),
-            TableBlock(HEAD, rows(name, one)),
-            Picture(pictures[name], f"{name}: {CASES[name].picture[0].replace('_', ' ')}."),
-        ]
-    return [*blocks, Heading("Where it ran"), Code(json.dumps(found["environment"], indent=1))]
-
-
-def show(found: Results, folder: Path) -> None:
-    """The tables on the terminal."""
-    console = Console()
-    for name, one in found["networks"].items():
-        table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in HEAD:
-            table.add_column(column, overflow="fold")
-        for row in rows(name, one):
-            table.add_row(*row)
-        console.print(table)
-    console.print(f"Report: {folder / 'report.html'}")
+    return pd.DataFrame(
+        [fact.row(found) for fact in CASES[name].facts],
+        columns=["quantity", "paper", "here", "here / paper"],
+    )

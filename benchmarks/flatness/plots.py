@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from benchmarks.common.plots import COLORS, LINES, save
-from benchmarks.common.results import Results
+from benchmarks.common.run_folder import Results
 
 BLACK, ORANGE, GREEN, RED = COLORS[:4]
 LINE_NAMES = {

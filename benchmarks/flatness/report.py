@@ -1,32 +1,33 @@
-"""What a measurement shows: rows for the terminal, report.md and report.html."""
+"""What a measurement shows: a table on the terminal, report.md and report.html."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common.document import (
-    Block,
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
-from benchmarks.common.files import write_text
-from benchmarks.common.results import Results
-from benchmarks.compare.report import written_values
-from benchmarks.flatness import plots
+import pandas as pd
 
-HEAD = ("quantity", "value", "how")
+from benchmarks.common.report import PAGE, write_report
+from benchmarks.common.run_folder import Results
+from benchmarks.common.terminal import say, show_table
+from benchmarks.flatness import plots
 
 
 def write(folder: Path, found: Results) -> None:
     """Writes the plots, report.md and report.html."""
-    blocks = compose(found, plots.draw(folder, found))
-    write_text(folder / "report.md", to_markdown(blocks))
-    write_text(folder / "report.html", to_html(blocks, title(found)))
+    plots.draw(folder, found)
+    write_report(
+        folder,
+        "flatness/report.md.j2",
+        title(found),
+        found=found,
+        numbers=number_table(found),
+        ends=end_table(found),
+        seconds=second_table(found),
+    )
+
+
+def show(found: Results, folder: Path) -> None:
+    """The main table and where the rest is."""
+    show_table(number_table(found), title(found))
+    say(f"Report: {folder / PAGE}")
 
 
 def title(found: Results) -> str:
@@ -35,7 +36,7 @@ def title(found: Results) -> str:
     return f"Flatness: {found['data']['name']}, {training['configuration']['model']}"
 
 
-def rows(found: Results) -> list[tuple[str, str, str]]:
+def number_table(found: Results) -> pd.DataFrame:
     """The main quantities as text: name, value with its error, and how it was estimated."""
     measured, scores, images = found["measured"], found["scores"], found["effort"]["images"]
     spectrum, ends = measured["spectrum"], measured["eigenvalues"]
@@ -93,7 +94,7 @@ def rows(found: Results) -> list[tuple[str, str, str]]:
         for name, answer in sharpness.items()
         if isinstance(answer, dict)
     ]
-    return lines
+    return pd.DataFrame(lines, columns=["quantity", "value", "how"])
 
 
 def with_error(estimate: dict[str, float]) -> str:
@@ -103,65 +104,22 @@ def with_error(estimate: dict[str, float]) -> str:
     return f"{estimate['mean']:.4g} ± {estimate['std_error']:.2g}"
 
 
-def compose(found: Results, pictures: dict[str, Path]) -> Sequence[Block]:
-    """The report, block by block."""
-    training, effort, measured = found["training"], found["effort"], found["measured"]
-    configuration, spectrum = training["configuration"], measured["spectrum"]
-    ends = measured["eigenvalues"]
-    return [
-        Heading(title(found), level=1),
-        Paragraph(
-            f"{found['model']['summary']}, {found['model']['parameters']:,} parameters, trained "
-            f"by {training['method']} ({written_values(training['hyperparameters'])}) with "
-            f"{training['gradients']:,} gradients of {configuration['batch_size']} images, seed "
-            f"{training['seed']}. All estimates are of the cross entropy or the error, in "
-            f"evaluation mode, on the first {effort['images']:,} training images; ± is one "
-            "standard error of the estimate."
-        ),
-        Code(found["command"]),
-        Heading("Numbers"),
-        TableBlock(HEAD, rows(found)),
-        Heading("Local energy"),
-        Picture(
-            pictures["local_energy"],
-            "Rise of the training error and loss when every weight is multiplied by 1 + σz, z "
-            f"normal, mean of {effort['draws']} draws; bars of one standard error.",
-        ),
-        Heading("Hessian"),
-        Picture(
-            pictures["spectrum"],
-            f"Density of the Hessian's eigenvalues by Lanczos quadrature, {spectrum['probes']} "
-            f"probes of {spectrum['steps']} steps, broadened to a hundredth of the range shown; "
-            "ripples are the quadrature's nodes, where these lie further apart than the width; "
-            f"band of one standard error. Ticks: the {effort['eigenvalues']} eigenvalues at each "
-            "end, by restarted Lanczos.",
-        ),
-        TableBlock(
-            ("end", "eigenvalue", "residual"),
-            [
-                (end, f"{value:.6g}", f"{residual:.1e}")
-                for end in ("largest", "smallest")
-                for value, residual in zip(ends[end]["values"], ends[end]["residuals"], strict=True)
-            ],
-        ),
-        Heading("Gradient noise"),
-        Picture(
-            pictures["gradient_noise"],
-            "Eigenvalues of the covariance D of per-example gradients. Its rank counts those "
-            "above the threshold.",
-        ),
-        Heading("Slices of the loss"),
-        Picture(
-            pictures["slices"],
-            "Left: along a random filter-normalized direction, and along the outermost "
-            "eigenvectors of the Hessian at the same length. Right: over the plane of two random "
-            "filter-normalized directions.",
-        ),
-        Heading("Seconds"),
-        TableBlock(
-            ("estimator", "seconds, compilation included"),
-            [(name, f"{part['seconds']:.1f}") for name, part in measured.items()],
-        ),
-        Heading("Where it ran"),
-        Code(json.dumps(found["environment"], indent=1)),
-    ]
+def end_table(found: Results) -> pd.DataFrame:
+    """The eigenvalues at both ends of the spectrum."""
+    ends = found["measured"]["eigenvalues"]
+    return pd.DataFrame(
+        [
+            (end, f"{value:.6g}", f"{residual:.1e}")
+            for end in ("largest", "smallest")
+            for value, residual in zip(ends[end]["values"], ends[end]["residuals"], strict=True)
+        ],
+        columns=["end", "eigenvalue", "residual"],
+    )
+
+
+def second_table(found: Results) -> pd.DataFrame:
+    """The time that each estimator took."""
+    return pd.DataFrame(
+        [(name, f"{part['seconds']:.1f}") for name, part in found["measured"].items()],
+        columns=["estimator", "seconds, compilation included"],
+    )

@@ -1,20 +1,23 @@
 """The minimum to measure: the weights of a finished comparison, or of a network trained here."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import results, weights
+from benchmarks.common import weights
 from benchmarks.common.data import ImageData
-from benchmarks.common.errors import UsageError, check_known
 from benchmarks.common.evaluation import Scores, unstacked
-from benchmarks.common.method_run import evaluate, make_trainer, settled
 from benchmarks.common.network import BatchStats, Network, Params
-from benchmarks.compare import main as compare
+from benchmarks.common.options import UsageError, check_known, configuration
+from benchmarks.common.run_folder import read_results
+from benchmarks.common.scene import Scene, TrainingOptions, images_and_network
 
 # Called with (gradients done, gradients in all).
 Report = Callable[[int, int], None]
+# Moments at which the progress is shown.
+POINTS = 24
 
 
 @dataclass(frozen=True)
@@ -38,32 +41,28 @@ class Subject:
     training: dict[str, Any]
 
 
-def train(config: compare.Compare, folder: Path, report: Report) -> Subject:
+def train(options: TrainingOptions, method: str, folder: Path, report: Report) -> Subject:
     """Trains one seed of one method; ``folder`` gets its weights."""
-    ((name, method, values),) = chosen = compare.check(config)
-    images = compare.load_images(config)
-    budget = compare.make_budget(config, chosen, len(images.x_train))
-    scene = compare.make_scene(config, images, budget, folder)
-    trainer = make_trainer(scene, method, values)
-    state, step = trainer.init(), 0
-    for stop in budget.stops(method):
-        state, _ = trainer.advance(state, step, stop)
-        step = stop
-        report(step, budget.steps(method))
-    params, stats = settled(scene, trainer, state)
-    weights.save(folder, name, params, stats)
+    scene = Scene(options, (method,), POINTS)
+    trainer, budget = scene.trainer(method), scene.budget
+    state = trainer.init()
+    for stop in budget.stops(scene.methods[method]):
+        state, _ = trainer.advance(state, stop)
+        report(stop, budget.steps(scene.methods[method]))
+    params, stats = scene.settled(trainer, state)
+    weights.save(folder, method, params, stats)
     return Subject(
         network=scene.network,
         params=unstacked(params, 1)[0],
         stats=unstacked(stats, 1)[0],
-        images=images,
-        scores=evaluate(scene, trainer, state, whole=True),
+        images=scene.images,
+        scores=scene.evaluator.scores(params, stats, whole=True),
         training={
-            "configuration": compare.configuration(config),
-            "method": name,
-            "seed": config.seed,
-            "hyperparameters": values,
-            "gradients": budget.total(method),
+            "configuration": configuration(options),
+            "method": method,
+            "seed": options.seed,
+            "hyperparameters": scene.values[method],
+            "gradients": budget.total(scene.methods[method]),
         },
     )
 
@@ -76,29 +75,30 @@ def from_run(
     Raises:
       UsageError: there is no such run, method or seed.
     """
-    found = results.read(run)
+    found = read_results(run)
     if found is None or "methods" not in found:
         raise UsageError(f"--run: {run} holds no results.json of a comparison")
     check_known("method of the run", method, found["methods"])
+    known = {field.name for field in dataclasses.fields(TrainingOptions)}
     fields: dict[str, Any] = {
         name: tuple(field) if isinstance(field, list) else field
         for name, field in found["configuration"].items()
+        if name in known
     }
-    config = compare.Compare(**fields, data_dir=data_dir, cache_dir=cache_dir)
-    seed_index = seed - config.seed
-    if not 0 <= seed_index < config.seeds:
-        last = config.seed + config.seeds - 1
-        raise UsageError(f"--seed must be from {config.seed} to {last} in this run, got {seed}")
-    record = found["methods"][method]
-    images = compare.load_images(config)
-    network = compare.make_network(config, images)
-    params, stats = weights.load(run, method, seed_index, network)
+    options = TrainingOptions(**fields, data_dir=data_dir, cache_dir=cache_dir)
+    if seed not in options.all_seeds:
+        raise UsageError(
+            f"--seed must be from {options.seed} to {options.all_seeds[-1]} in this run, got {seed}"
+        )
+    record, at = found["methods"][method], options.all_seeds.index(seed)
+    images, network = images_and_network(options)
+    params, stats = weights.load(run, method, at, network)
     return Subject(
         network=network,
         params=params,
         stats=stats,
         images=images,
-        scores=Scores(**{name: [record["final"][name][seed_index]] for name in Scores._fields}),
+        scores=Scores(**{name: [record["final"][name][at]] for name in Scores._fields}),
         training={
             "configuration": found["configuration"],
             "method": method,

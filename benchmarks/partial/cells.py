@@ -10,10 +10,9 @@ import optax
 
 from benchmarks.common.data import ImageData
 from benchmarks.common.evaluation import Evaluator
-from benchmarks.common.methods import Method
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
-from benchmarks.common.training import Trainer, TrainState
+from benchmarks.common.training import Trainer
 from entropix import losses
 from entropix.flatness import layer_temperature
 
@@ -99,7 +98,6 @@ class Setting:
     def trainer(self, cell: Cell) -> Trainer:
         """The trainer of one cell, compiled when it is first used."""
         optimizer = optax.sgd(self.learning_rate, momentum=self.momentum)
-        plain = Method("SGD", lambda *_: optimizer, {})
         smooth = None
         if cell.layers:
             smooth = lambda loss: LOSSES[self.loss](  # noqa: E731
@@ -107,12 +105,10 @@ class Setting:
             )
         return Trainer(
             self.network(cell.depth),
-            plain,
-            lambda _: optimizer,
+            lambda *_: optimizer,
             self.train,
             self.seeds,
             batch_size=self.batch_size,
-            replicas=1,
             smooth=smooth,
         )
 
@@ -126,7 +122,7 @@ def weights_of(layers: tuple[int, ...]) -> Callable[[tuple[Any, ...]], bool]:
 def train_cell(setting: Setting, cell: Cell, evaluator: Evaluator) -> dict[str, Any]:
     """Trains one cell on all seeds; its scores."""
     trainer = setting.trainer(cell)
-    state, seconds = trainer.advance(trainer.init(), 0, setting.steps)
+    state, seconds = trainer.advance(trainer.init(), setting.steps)
     params, stats = trainer.evaluation_weights(state)
     scores = evaluator.scores(params, stats, whole=True)._asdict()
     return {
@@ -139,9 +135,9 @@ def temperatures(setting: Setting, depth: int, points: int) -> list[dict[str, An
     """Temperature and signal of each layer of the first seed's plain training, on the way."""
     trainer = setting.trainer(Cell(depth, (), 0.0))
     network = setting.network(depth)
-    state: TrainState = trainer.init()
+    state = trainer.init()
     stops = sorted({max(1, round(setting.steps * at / points)) for at in range(1, points + 1)})
-    before, found = 0, []
+    found = []
 
     def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         logits = network.logits(params, {}, batch[0])
@@ -151,9 +147,8 @@ def temperatures(setting: Setting, depth: int, points: int) -> list[dict[str, An
         return path[-2].key if path[-1].key == "kernel" else None
 
     for stop in stops:
-        state, _ = trainer.advance(state, before, stop)
-        before = stop
-        params = jax.tree.map(lambda leaf: leaf[0], state.params)
+        state, _ = trainer.advance(state, stop)
+        params = jax.tree.map(lambda leaf: leaf[0, 0], state.params)
         measured = layer_temperature(
             loss, params, setting.train, minibatch_size=setting.batch_size, group=layer
         )

@@ -1,18 +1,17 @@
-"""The `speed` experiment: all figures of the library in one run, on the terminal and as JSON."""
+"""`python -m benchmarks speed`: all figures of the library in one run."""
 
 import dataclasses
-import json
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
 from benchmarks.common import environment
-from benchmarks.common.errors import UsageError
-from benchmarks.common.files import write_text
+from benchmarks.common.options import Among, FolderOptions, Within
+from benchmarks.common.report import MARKDOWN, write_report
+from benchmarks.common.run_folder import open_folder, write_results
+from benchmarks.common.terminal import say, show_table
 from benchmarks.common.timing import Figure
 from benchmarks.speed import committee, flatness, training
 
@@ -21,77 +20,91 @@ SECTIONS = {
     "flatness": flatness.measure,
     "committee": committee.measure,
 }
-COLUMNS = ("measured", "ms", "MiB", "against", "ms", "MiB", "ratio", "target")
 
 
-@dataclass(frozen=True)
-class Speed:
+@dataclass(frozen=True, kw_only=True)
+class Speed(FolderOptions):
     """Measure what the library costs, each figure a ratio of times taken in turn in one run."""
 
-    sections: tuple[str, ...] = tuple(SECTIONS)
+    sections: Annotated[tuple[str, ...], Among("section", lambda: SECTIONS)] = tuple(SECTIONS)
     """Which parts of the library."""
-    rounds: int = 9
+    rounds: Annotated[int, Within(2)] = 9
     """How often each candidate is run; the ratio is the median over the rounds."""
-    output: Path | None = None
-    """JSON file to write; by default runs/speed-<time>.json."""
 
 
-def run(config: Speed) -> int:
-    """Measures, prints the table, writes the JSON; the exit status."""
-    if config.rounds < 2:
-        raise UsageError(f"--rounds must be at least 2, got {config.rounds}")
-    for name in config.sections:
-        if name not in SECTIONS:
-            raise UsageError(f"--sections must be of {', '.join(SECTIONS)}, got {name!r}")
-    figures = [line for name in config.sections for line in SECTIONS[name](config.rounds)]
+def run(options: Speed) -> int:
+    """Measures, prints the tables, writes them; the exit status."""
+    folder = open_folder(options, "speed")
+    figures = [line for name in options.sections for line in SECTIONS[name](options.rounds)]
     show(figures)
-    output = config.output or Path("runs") / f"speed-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     found = {
+        "command": environment.command(),
         "environment": environment.describe(),
-        "rounds": config.rounds,
+        "rounds": options.rounds,
         "figures": [dataclasses.asdict(line) for line in figures],
     }
-    write_text(output, json.dumps(found, indent=2) + "\n")
-    Console().print(f"Written: {output}")
+    write_results(folder, found)
+    write_report(
+        folder,
+        "speed/report.md.j2",
+        "What the library costs",
+        found=found,
+        tables={name: (table(lines), notes(lines)) for name, lines in by_section(figures).items()},
+    )
+    say(f"Written: {folder / MARKDOWN}")
     return 0
 
 
-def show(figures: list[Figure]) -> None:
+def by_section(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    """The figures of each part of the library."""
+    sections: dict[str, list[Figure]] = {}
+    for line in figures:
+        sections.setdefault(line.section, []).append(line)
+    return sections
+
+
+def show(figures: Sequence[Figure]) -> None:
     """One table per section, its notes below it."""
-    console = Console()
-    for section in dict.fromkeys(line.section for line in figures):
-        lines = [line for line in figures if line.section == section]
-        table = Table(title=section, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in COLUMNS:
-            left = column in ("measured", "against")
-            table.add_column(
-                column, justify="left" if left else "right", overflow="fold", no_wrap=not left
-            )
-        for line in lines:
-            table.add_row(
-                line.name,
-                milliseconds(line.seconds),
-                mebibytes(line.memory_bytes),
-                line.reference,
-                milliseconds(line.reference_seconds),
-                mebibytes(line.reference_memory_bytes),
-                quotient(line),
-                "" if line.target is None else f"{line.target:.2f}",
-            )
-        console.print(table)
-        for line in lines:
-            if line.note:
-                console.print(f"{line.name} / {line.reference}: {line.note}", markup=False)
-        console.print()
+    for section, lines in by_section(figures).items():
+        show_table(table(lines), section)
+        for note in notes(lines):
+            say(note)
+
+
+def table(lines: Sequence[Figure]) -> pd.DataFrame:
+    """What was measured against what."""
+    return pd.DataFrame(
+        {
+            "measured": [line.name for line in lines],
+            "against": [line.reference for line in lines],
+            "ratio": [quotient(line) for line in lines],
+            "target": [target(line) for line in lines],
+            "ms": [milliseconds(line.seconds) for line in lines],
+            "MiB": [mebibytes(line.memory_bytes) for line in lines],
+            "its ms": [milliseconds(line.reference_seconds) for line in lines],
+            "its MiB": [mebibytes(line.reference_memory_bytes) for line in lines],
+        }
+    )
+
+
+def notes(lines: Sequence[Figure]) -> list[str]:
+    """What a reader needs to know to read the lines rightly."""
+    return [f"{line.name} / {line.reference}: {line.note}" for line in lines if line.note]
 
 
 def quotient(line: Figure) -> str:
-    """The ratio with its spread, in red where it misses its target."""
+    """The ratio with its spread."""
     if line.ratio is None:
         return "not measured"
-    missed = line.target is not None and line.ratio > line.target
-    return f"{'[red]' if missed else ''}{line.ratio:.3f} ± {line.ratio_spread:.3f}"
+    return f"{line.ratio:.3f} ± {line.ratio_spread:.3f}"
+
+
+def target(line: Figure) -> str:
+    """The largest ratio that is accepted, and whether it is kept."""
+    if line.target is None:
+        return ""
+    missed = line.ratio is not None and line.ratio > line.target
+    return f"{line.target:.2f}" + ", missed" * missed
 
 
 def milliseconds(seconds: float | None) -> str:

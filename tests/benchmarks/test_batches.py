@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.budget import plan_budget
-from benchmarks.common.errors import UsageError
 from benchmarks.common.methods import METHODS
+from benchmarks.common.options import UsageError
 
 
 def test_one_pass_shows_each_example_once():

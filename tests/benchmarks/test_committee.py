@@ -13,7 +13,7 @@ from benchmarks.committee import figures, measures
 from benchmarks.committee.main import CommitteeMachines, correlations, run
 from benchmarks.committee.problems import PROBLEMS, Problem, Sizes
 from benchmarks.common.data import digits
-from benchmarks.common.errors import UsageError
+from benchmarks.common.options import UsageError
 from benchmarks.speed import committee as speed
 from entropix.committee import Committee, least_action_learning, random_patterns
 from entropix.committee import _messages as messages

@@ -1,5 +1,7 @@
 """The command line: what it refuses, and that a killed run ends as one that was left alone."""
 
+import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -9,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import main
-from benchmarks.common.errors import UsageError
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.common.options import UsageError
 from benchmarks.compare import main as compare
 from benchmarks.compare import widths
 
@@ -74,14 +76,14 @@ def without_times(tree):
         ("--dataset nonsense", "accepted: digits, mnist"),
         ("--model resnet", "accepted: mlp, mnistfc"),
         ("--methods sgd sdg", "accepted: sgd, adam"),
-        ("--methods sgd sgd", "each method once"),
+        ("--methods sgd sgd", "--methods must name each method once"),
         ("--seeds 0", "--seeds must be at least 1, got 0"),
         ("--gradients 0", "--gradients must be at least 1, got 0"),
         ("--gradients 59", "too small"),
         ("--epochs 0", "--epochs must be above 0"),
         ("--epochs nan", "--epochs must be above 0"),
         ("--batch-size 5000", "1300 training images"),
-        ("--replicas 1", "--replicas must be at least 2"),
+        ("--replicas 1", "--replicas must be at least 2, got 1"),
         ("--replicas 4 --devices 3", "--devices must divide --replicas 4 and be at most"),
         ("--replicas 4 --devices 0", "--devices must be at least 1, got 0"),
         ("--dropout 1", "--dropout must be"),
@@ -103,6 +105,25 @@ def test_impossible_values_end_in_one_line(arguments, message, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_arguments_it_lists_every_command(monkeypatch, capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert run(arguments, monkeypatch) == 0
+        shown = capsys.readouterr().out
+        for name, command in COMMANDS.items():
+            assert name in shown
+            assert command.time.split()[0] in shown
+    assert run(["compere"], monkeypatch) == 2
+    assert "command 'compere' is unknown; accepted: compare, flatness" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_options_and_a_run(name):
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    assert dataclasses.is_dataclass(getattr(module, command.options))
+    assert callable(module.run)
+
+
 def test_help_explains_every_option(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run(["compare", "--help"], monkeypatch)
@@ -116,13 +137,14 @@ def test_a_foreign_folder_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="not empty"):
         compare.run(compare.Compare(output=tmp_path))
-    with pytest.raises(UsageError, match=r"no results\.json"):
+    with pytest.raises(UsageError, match=r"holds no results\.json"):
         compare.run(compare.Compare(output=tmp_path, resume=True))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_run_measures_and_writes_everything(tmp_path, monkeypatch):
     folder = tmp_path / "run"
+    monkeypatch.setattr(compare, "CURVE_POINTS", 4)
     arguments = ["compare", "--methods", "adam", "--gradients=300", "--seeds=1", "--output", folder]
     assert run([*arguments, "--flatness-images=50"], monkeypatch) == 0
     names = {"results.json", "report.md", "report.html", "weights"}
@@ -144,6 +166,7 @@ def test_a_run_measures_and_writes_everything(tmp_path, monkeypatch):
     np.testing.assert_allclose(sum(spectrum["weights"]), 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap")
 def test_a_killed_run_ends_as_one_left_alone(tmp_path, monkeypatch, capsys):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -157,12 +180,19 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path, monkeypatch, capsys):
     stored = json.loads((killed / "results.json").read_text())
     assert list(stored["methods"]) == ["sgd"]
     assert not (killed / "report.md").exists()
+    # And then the disk fails too: the newest checkpoint lost a bit, and the one before it serves.
+    steps = sorted((killed / "checkpoints" / "entropy_sgd").glob("*"), key=lambda path: path.name)
+    path = max((steps[-1] / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
     with pytest.raises(UsageError, match="seed 0 there, 1 here"):
         compare.run(
             compare.Compare(**{**stored_options(stored), "seed": 1}, output=killed, resume=True)
         )
     assert run([*SMALL, "--output", killed, "--resume"], monkeypatch) == 0
+    assert "is damaged" in capsys.readouterr().out
     first, second = (
         json.loads((folder / "results.json").read_text()) for folder in (alone, killed)
     )

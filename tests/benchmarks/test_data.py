@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.common import data, files, tfds_source
-from benchmarks.common.errors import UsageError
+from benchmarks.common import data, run_folder, tfds_source
+from benchmarks.common.options import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -90,14 +90,14 @@ def test_tfds_set_is_read_once_and_kept(mocked, tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "kept.npz"
-    files.write_text(path, "old")
+    run_folder.write_text(path, "old")
 
     def half(file):
         file.write(b"ne")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        files.write_whole(path, half)
+        run_folder.write_whole(path, half)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

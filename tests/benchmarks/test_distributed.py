@@ -1,7 +1,9 @@
 """The distributed run: kills, other layouts on resuming, several processes, what it refuses."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common import replicated as training
-from benchmarks.common.errors import UsageError
+from benchmarks.common.checkpoints import Checkpoints
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import Network
+from benchmarks.common.options import UsageError
+from benchmarks.common.run_folder import RESULTS
+from benchmarks.common.training import initial_state, replica_keys
 from benchmarks.distributed import main
+from benchmarks.distributed.algorithms import ALGORITHMS
 from benchmarks.distributed.main import Distributed, run
+from entropix import eval_params, replicas
 from tests.replicas.test_processes import free_port, join
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +31,7 @@ SHORT = Distributed(steps=20, checkpoint_every=10, batch_size=16, every=3, repli
 
 
 def result(folder):
-    return json.loads((folder / main.RESULT).read_text())
+    return json.loads((folder / RESULTS).read_text())
 
 
 def center(folder):
@@ -58,6 +66,7 @@ def test_the_record_of_a_run(alone):
     assert sorted(path.name for path in (alone / "checkpoints").iterdir()) == ["10", "20"]
 
 
+@pytest.mark.slow
 def test_other_backends_and_a_resumed_run_end_the_same(alone, tmp_path, capsys):
     first = tmp_path / "first"
     run(replace(SHORT, output=first, steps=10, backend="pmap"))
@@ -87,16 +96,59 @@ def test_resuming_on_other_replicas_and_devices_keeps_the_center(tmp_path, capsy
     assert "8 replicas on 4 devices there" in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(alone, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(alone, folder)
+    path = max((folder / "checkpoints/20/state").rglob("*"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-100])
+    run(replace(SHORT, output=folder, resume=True))
+    shown = capsys.readouterr().out
+    assert "The checkpoint of step 20 is damaged" in shown
+    assert "Resumed at step 10" in shown
+    assert result(folder)["digest"] == result(alone)["digest"]
+
+
+def test_parle_is_judged_at_the_anchors(tmp_path):
+    """20 steps with L = 3 end between two outer steps, where x' is not x."""
+    folder = tmp_path / "run"
+    run(replace(SHORT, output=folder, algorithm="parle"))
+    states = Checkpoints(folder / "checkpoints", print)
+    axis_name = main.make_plan(SHORT).axis_name
+    network = Network(MODELS["mlp"].build(10, 0.0), (8, 8, 1))
+    tx = ALGORITHMS["parle"].build(SHORT, axis_name)
+    init = functools.partial(initial_state, network, lambda _: tx)
+    state, _ = states.latest(lambda _: replicas.stack_states(init, replica_keys(0, 4)))
+    states.close()
+    found = center(folder)
+    for weights, near in ((eval_params(state.opt_state, state.params), 0), (state.params, 1e-4)):
+        for path, leaf in jax.tree.leaves_with_path(weights):
+            distance = np.abs(leaf.mean(0) - found[jax.tree_util.keystr(path)]).max()
+            assert (distance < 1e-6) == (near == 0), path
+
+
+def test_a_process_without_a_device_is_refused_at_once(monkeypatch):
+    class Device:
+        def __init__(self, owner):
+            self.process_index = owner
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(1), Device(2)])
+    with pytest.raises(UsageError, match=r"--devices must leave one to each .* got 2 .*process 2"):
+        main.make_plan(replace(SHORT, devices=2))
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_the_run_left_alone():
-    """A few of the kills of `benchmarks.distributed.kill_test`, which makes 20 by default."""
+    """A few of the kills of `python -m benchmarks kill_test`, which makes 20 by default."""
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.distributed.kill_test", "--kills", "3"],
+        [sys.executable, "-m", "benchmarks", "kill_test", "--kills", "3"],
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "every run ended as the one left alone" in finished.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one(alone, tmp_path):
     """One device each; what one process wrote, the other has not."""
     options = ["--steps", "20", "--checkpoint-every", "10", "--batch-size", "16", "--every", "3"]
@@ -114,14 +166,14 @@ def test_two_processes_end_as_one(alone, tmp_path):
 
 
 def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, capsys):
-    original = training.initial_state
+    original = replicas.stack_states
 
-    def with_one_bad(network, tx, seed, count):
-        state = original(network, tx, seed, count)
+    def with_one_bad(init, keys):
+        state = original(init, keys)
         params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.params)
         return state._replace(params=params)
 
-    monkeypatch.setattr(main, "initial_state", with_one_bad)
+    monkeypatch.setattr(main.replicas, "stack_states", with_one_bad)
     run(replace(SHORT, output=tmp_path / "run"))
     found = result(tmp_path / "run")
     assert found["replaced"] == 1
@@ -153,7 +205,7 @@ def test_nothing_is_overwritten(alone):
     before = {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="is not empty; give --resume"):
         run(replace(SHORT, output=alone))
-    with pytest.raises(UsageError, match="another run: model 'mlp' there, 'lenet' here"):
+    with pytest.raises(UsageError, match="another configuration: model 'mlp' there, 'lenet' here"):
         run(replace(SHORT, output=alone, resume=True, model="lenet"))
     with pytest.raises(UsageError, match="is at step 20, past --steps 5"):
         run(replace(SHORT, output=alone, resume=True, steps=5))

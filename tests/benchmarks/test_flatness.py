@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.common.errors import UsageError
 from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.options import UsageError
 from benchmarks.compare import main as compare
 from benchmarks.compare import widths
 from benchmarks.flatness import papers
@@ -119,6 +119,10 @@ def test_weights_of_a_comparison_are_those_it_judged(tmp_path, monkeypatch):
         from_run(folder, "replicated_sgd", 3, None, None)
 
 
+def as_rows(table):
+    return [tuple(row) for row in table.to_numpy()]
+
+
 def test_facts_of_the_papers_from_known_spectra():
     eigenvalues = [4.0, 1.0, 0.0]
     found = {
@@ -139,7 +143,7 @@ def test_facts_of_the_papers_from_known_spectra():
             },
         },
     }  # fmt: skip
-    assert papers.rows("small_mnistfc", found) == [
+    assert as_rows(papers.fact_table("small_mnistfc", found)) == [
         ("parameters", "50,890", "50,890", "1.00"),
         ("test error, %", "2.5", "3.00", "1.20"),
         ("eigenvalues with |λ| < 0.01, %", "90", "45.0 ± 1.0", "0.50"),
@@ -148,7 +152,7 @@ def test_facts_of_the_papers_from_known_spectra():
         ("smallest eigenvalue", "", "-2 (residual 5e-01, not converged)", ""),
         ("largest over smallest, absolute", "", "3", ""),
     ]
-    tiny = {row[0]: row[2] for row in papers.rows("tiny_lenet", found)}
+    tiny = {row[0]: row[2] for row in as_rows(papers.fact_table("tiny_lenet", found))}
     padded = 1e3 * np.array(eigenvalues + [0.0] * 7)
     assert tiny["eigenvalues of D, mean, 1e-3"] == f"{padded.mean():.2f}"
     assert tiny["eigenvalues of D, deviation, 1e-3"] == f"{padded.std():.1f}"

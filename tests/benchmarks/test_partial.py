@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.common import data
-from benchmarks.common.errors import UsageError
+from benchmarks.common.options import UsageError
+from benchmarks.common.run_folder import RESULTS
 from benchmarks.partial import main
 from benchmarks.partial.cells import Cell, all_cells, weights_of
 from benchmarks.partial.main import Partial, run
@@ -45,7 +46,7 @@ def test_the_mask_takes_the_weights_of_its_layers_alone():
 def test_a_small_run_its_files_and_resuming(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     assert run(replace(SMALL, output=folder)) == 0
-    found = json.loads((folder / main.RESULT).read_text())
+    found = json.loads((folder / RESULTS).read_text())
     assert len(found["cells"]) == 4
     errors = {cell["label"]: cell["test_error"] for cell in found["cells"].values()}
     losses = {cell["label"]: cell["train_loss"] for cell in found["cells"].values()}
@@ -57,15 +58,15 @@ def test_a_small_run_its_files_and_resuming(tmp_path, monkeypatch):
     points = found["temperatures"]["2"]
     assert [point["step"] for point in points] == [5, 10]
     assert all(point["temperature"]["layer 1"] > 0 for point in points)
-    for name in ("partial.md", "radius_sweep.png", "layer_temperature.svg"):
+    for name in ("report.md", "radius_sweep.png", "layer_temperature.svg"):
         assert (folder / name).stat().st_size > 500
-    table = (folder / "partial.md").read_text()
-    assert "![radius_sweep](radius_sweep.svg)" in table
+    table = (folder / "report.md").read_text()
+    assert "![radius sweep](radius_sweep.png)" in table
     plain = 100 * np.mean(errors["plain loss"])
     assert f"| 2 layers | plain loss |  | {plain:.2f} ± " in table
 
     del found["cells"]["2 layers, layer 1, radius 0.3"]
-    (folder / main.RESULT).write_text(json.dumps(found))
+    (folder / RESULTS).write_text(json.dumps(found))
     trained = []
     original = main.train_cell
     monkeypatch.setattr(
@@ -73,7 +74,7 @@ def test_a_small_run_its_files_and_resuming(tmp_path, monkeypatch):
     )
     run(replace(SMALL, output=folder, resume=True))
     assert trained == ["layer 1"]
-    again = json.loads((folder / main.RESULT).read_text())
+    again = json.loads((folder / RESULTS).read_text())
     assert again["cells"]["2 layers, layer 1, radius 0.3"]["test_error"] == errors["layer 1"]
     with pytest.raises(UsageError, match="is not empty; give --resume"):
         run(replace(SMALL, output=folder))

@@ -5,19 +5,12 @@ import copy
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks.common import plots, results
-from benchmarks.common.document import (
-    Code,
-    Heading,
-    Paragraph,
-    Picture,
-    TableBlock,
-    to_html,
-    to_markdown,
-)
-from benchmarks.compare import report, terminal
+from benchmarks.common import plots, run_folder, terminal
+from benchmarks.common.report import is_numeric, markdown_table, to_html
+from benchmarks.compare import report, results
 
 
 def record(shift, seeds=3):
@@ -64,29 +57,32 @@ def found():
     }  # fmt: skip
 
 
-def test_mean_and_standard_error():
-    assert results.estimate([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / np.sqrt(3)))
-    assert results.estimate([1.0]) == (1.0, None)
+def test_mean_and_standard_error(found):
+    errors = results.summarize(found).loc["sgd", "test_error"]
+    assert errors["mean"] == pytest.approx(0.11)
+    assert errors["std_error"] == pytest.approx(0.01 / np.sqrt(3))
 
 
 def test_differences_are_paired(found):
     found["methods"]["adam"]["final"]["test_error"] = [0.2, 0.22, 0.21]
-    summary = results.summarize(found)["adam"]["test_error"]
-    assert summary["minus_sgd"] == pytest.approx(0.1)
-    assert summary["minus_sgd_std_error"] == pytest.approx(
+    summary = results.summarize(found)["test_error"]
+    assert summary["minus_sgd"]["adam"] == pytest.approx(0.1)
+    assert summary["minus_sgd_std_error"]["adam"] == pytest.approx(
         np.std([0.1, 0.11, 0.09], ddof=1) / 3**0.5
     )
-    assert results.summarize(found)["sgd"]["test_error"]["minus_sgd"] == 0
+    assert summary["minus_sgd"]["sgd"] == 0
     del found["methods"]["sgd"]
-    assert "minus_sgd" not in results.summarize(found)["adam"]["test_error"]
+    assert "minus_sgd" not in results.summarize(found)["test_error"]
 
 
 def test_results_survive_the_disk(found, tmp_path):
     results.write(tmp_path, found)
-    read = results.read(tmp_path)
-    assert read.pop("statistics") == results.summarize(found)
+    read = run_folder.read_results(tmp_path)
+    statistics = read.pop("statistics")
     assert read == found
-    assert results.read(tmp_path / "none") is None
+    assert statistics["adam"]["trace"]["minus_sgd"] == pytest.approx(0.1)
+    assert statistics["sgd"]["trace"]["std_error"] == pytest.approx(0.01 / np.sqrt(3))
+    assert run_folder.read_results(tmp_path / "none") is None
 
 
 def test_report_is_whole_and_self_contained(found, tmp_path):
@@ -111,15 +107,15 @@ def test_one_seed_and_no_baseline(found, tmp_path):
     alone["configuration"]["seeds"] = 1
     alone["methods"] = {"adam": record(0.2, seeds=1)}
     report.write(tmp_path, alone)
-    rows = report.table_rows(alone)
-    assert rows[0]["error %"] == "20.00"
-    assert rows[0]["minus SGD"] == ""
+    table = report.result_table(alone)
+    assert list(table["error %"]) == ["20.00"]
+    assert list(table["minus SGD"]) == [""]
 
 
 def test_tables_fit_a_terminal_of_80_columns(found, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     found["methods"]["replicated_sgd_y"] = record(0.3)
-    terminal.show_tables(found, tmp_path)
+    report.show(found, tmp_path)
     shown = capsys.readouterr().out
     assert "…" not in shown
     assert "replicated_sgd_y" in shown
@@ -132,22 +128,45 @@ def test_share_beyond():
     np.testing.assert_allclose(shares, [0.5, 0.5, 0.2, 0])
 
 
-def test_blocks_in_both_forms(tmp_path):
-    picture = tmp_path / "p.png"
-    picture.write_bytes(b"png")
-    blocks = [
-        Heading("T", level=1),
-        Paragraph("a & b"),
-        Code("x < y"),
-        TableBlock(("m", "|n|"), [("1", "2")]),
-        Picture(picture, "caption"),
-    ]
-    assert to_markdown(blocks) == (
-        "# T\n\na & b\n\n```\nx < y\n```\n\n| m | \\|n\\| |\n| :--- | ---: |\n| 1 | 2 |\n\n"
-        "![caption](p.png)\n\ncaption\n"
-    )
-    page = to_html(blocks, "title")
-    assert "<h1>T</h1>" in page
-    assert "<p>a &amp; b</p>" in page
-    assert "<pre>x &lt; y</pre>" in page
+def test_a_page_is_safe_and_scrolls_its_tables(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"png")
+    table = markdown_table(pd.DataFrame({"m": ["a", "b"], "|n|": ["1", "-2.5e-03"]}))
+    assert table == "| m | \\|n\\| |\n| :--- | ---: |\n| a | 1 |\n| b | -2.5e-03 |"
+    text = f"# T\n\na & <b>\n\n{table}\n\n![caption](p.png)\n\n```json\n{{}}\n```\n"
+    page = to_html(text, "a & b", tmp_path)
+    assert "<title>a &amp; b</title>" in page
+    assert "<p>a &amp; &lt;b&gt;</p>" in page
+    assert '<div class="wide" tabindex="0"><table>' in page
+    assert '<th style="text-align:right">|n|</th>' in page
     assert '<img src="data:image/png;base64,cG5n" alt="caption">' in page
+    assert "<details><summary>for machines</summary>" in page
+
+
+@pytest.mark.parametrize(
+    ("cells", "numeric"),
+    [
+        (["1.2 ± 0.3", "", "-"], True),
+        (["-2.5e-03", "1,234", "nan"], True),
+        (["4/5", "1, 2, 3", "60.1 %", "+1.00 ± 0.20 points"], True),
+        (["6 (residual 1e-03)"], False),
+        (["learning_rate 0.1"], False),
+    ],
+)
+def test_numbers_are_told_from_prose(cells, numeric):
+    assert is_numeric(cells) == numeric
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_a_terminal_of_any_width_cuts_no_number(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    numbers = [
+        f"{sign}{digit}.{digit}e-{digit}{digit} ± 1.5e-07" for sign in "+-" for digit in "12"
+    ]
+    columns = {f"a heading of words {at}": [one, "1"] for at, one in enumerate(numbers)}
+    table = pd.DataFrame({"name": ["entropy_sgd", "sgd"], **columns, "how": ["prose " * 9, ""]})
+    terminal.show_table(table, "A title")
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for number in numbers:
+        assert number in shown
+    assert shown.count("prose") == 9

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.common import timing
-from benchmarks.common.errors import UsageError
 from benchmarks.common.memory import keep_freed_memory
+from benchmarks.common.options import UsageError
 from benchmarks.speed import flatness, lanczos, main
 from benchmarks.speed.peak_memory import peak_memory
 
@@ -53,18 +53,21 @@ def test_run_writes_every_figure(clock, monkeypatch, tmp_path, capsys):
         return [timing.figure(seconds, "a", "b", section="toy", target=1.0)]
 
     monkeypatch.setattr(main, "SECTIONS", {"toy": measure})
-    output = tmp_path / "folder" / "speed.json"
+    output = tmp_path / "folder"
     assert main.run(main.Speed(sections=("toy",), rounds=3, output=output)) == 0
-    found = json.loads(output.read_text())
+    found = json.loads((output / "results.json").read_text())
     assert found["figures"][0]["ratio"] == pytest.approx(1.5)
     assert found["environment"]["versions"]["jax"]
-    assert "1.500" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1.500" in shown
+    assert "1.00, missed" in shown
+    assert "| 1.500 ± 0.000 |" in (output / "report.md").read_text()
 
 
 def test_impossible_values_are_refused():
     with pytest.raises(UsageError, match="--rounds must be at least 2, got 1"):
         main.run(main.Speed(rounds=1))
-    with pytest.raises(UsageError, match=r"--sections must be of training.*, got 'nothing'"):
+    with pytest.raises(UsageError, match=r"section 'nothing' is unknown; accepted: training"):
         main.run(main.Speed(sections=("nothing",)))
 
 

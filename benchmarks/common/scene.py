@@ -1,0 +1,218 @@
+"""What the methods of a comparison share: images, network, budget; and training one of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from benchmarks.common.batches import BatchOrder
+from benchmarks.common.budget import Budget, plan_budget
+from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.evaluation import Evaluator, Scores
+from benchmarks.common.family import ALL_METHODS
+from benchmarks.common.methods import Course, Hyperparameters, Method
+from benchmarks.common.models import MODELS
+from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.options import (
+    ABOVE_ZERO,
+    POSITIVE,
+    SHARE,
+    Among,
+    ImageOptions,
+    UsageError,
+    Within,
+    check_known,
+)
+from benchmarks.common.training import Trainer, TrainState, replica_keys
+from entropix import scoping
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(ImageOptions):
+    """How networks are trained, whatever the method."""
+
+    model: Annotated[str, Among("model", lambda: MODELS)] = "mlp"
+    """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
+    seeds: Annotated[int, POSITIVE] = 3
+    """Number of training runs of each method; they share nothing but the data."""
+    seed: Annotated[int, Within(0, 2**31)] = 0
+    """The first seed; the others follow it."""
+    gradients: Annotated[int, POSITIVE] = 2400
+    """Budget: gradient evaluations of one run (replicated_sgd_y gets them for each replica)."""
+    epochs: Annotated[float | None, ABOVE_ZERO] = None
+    """The budget in passes of SGD over the training set, instead of --gradients."""
+    batch_size: Annotated[int, POSITIVE] = 128
+    """Images per gradient."""
+    replicas: Annotated[int, Within(2)] = 3
+    """Copies of the network, y, in the replicated methods."""
+    devices: Annotated[int, POSITIVE] = 1
+    """Spread the copies of the replicated methods over so many devices, a divisor of them."""
+    dropout: Annotated[float | None, SHARE] = None
+    """Probability of dropping a unit; by default the model's own."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD.NAME=VALUE")] = ()
+    """Hyper-parameters other than the defaults, such as sgd.learning_rate=0.05."""
+    holdout: Annotated[float, SHARE] = 0.0
+    """Share of the training images to judge by instead of the test set, for trying values."""
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """One for each training run."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+
+class Scene:
+    """Images on the device, the network, and the budget of each method.
+
+    Attributes:
+      options: how networks are trained.
+      methods: each method's entry of the registry, by name.
+      values: each method's hyper-parameters.
+      images: what is trained on.
+      network: the model.
+      train: training images and classes, on the device.
+      evaluator: scores weights.
+      budget: gradients for each method.
+    """
+
+    def __init__(self, options: TrainingOptions, methods: Sequence[str], points: int) -> None:
+        """Reads the images.
+
+        Args:
+          options: within their bounds.
+          methods: names of those to train.
+          points: of a learning curve, about.
+
+        Raises:
+          UsageError: the options do not go together.
+        """
+        if options.replicas % options.devices or options.devices > len(jax.devices()):
+            raise UsageError(
+                f"--devices must divide --replicas {options.replicas} and be at most "
+                f"{len(jax.devices())}, as many as there are, got {options.devices}"
+            )
+        self.options = options
+        chosen = read_settings(options.set, methods)
+        self.methods: dict[str, Method] = {name: ALL_METHODS[name] for name in methods}
+        self.values = {
+            name: method.hyperparameters(options.model, chosen[name])
+            for name, method in self.methods.items()
+        }
+        self.images, self.network = images_and_network(options)
+        self.train = jax.device_put((self.images.x_train, self.images.y_train))
+        test = jax.device_put((self.images.x_test, self.images.y_test))
+        self.evaluator = Evaluator(self.network, self.train, test)
+        self.budget = self._budget(points)
+
+    def trainer(self, name: str) -> Trainer:
+        """The trainer of one method on all seeds."""
+        method, values, options = self.methods[name], self.values[name], self.options
+        replicas = self.budget.copies(method)
+        gamma = self._balanced_gamma(replicas) if method.replicated else 0.0
+        steps = self.budget.steps(method)
+        return Trainer(
+            self.network,
+            lambda key, axis_name: method.build(values, Course(steps, gamma, axis_name), key),
+            self.train,
+            options.all_seeds,
+            batch_size=options.batch_size,
+            replicas=replicas,
+            weights=method.weights,
+            smooth=method.smooth and method.smooth(values),
+            devices=options.devices if method.replicated else 1,
+        )
+
+    def settled(self, trainer: Trainer, state: TrainState) -> tuple[Params, BatchStats]:
+        """The evaluation weights of all seeds and their recomputed batch statistics."""
+        params, stats = trainer.evaluation_weights(state)
+        return params, self.evaluator.statistics(params, stats)
+
+    def scores(self, trainer: Trainer, state: TrainState, *, whole: bool) -> Scores:
+        """Scores of all seeds at the evaluation weights."""
+        return self.evaluator.scores(*self.settled(trainer, state), whole=whole)
+
+    def header(self) -> dict[str, Any]:
+        """What results.json says of images, model and budget."""
+        return {
+            "data": {
+                "name": self.images.name,
+                "train": len(self.images.x_train),
+                "test": len(self.images.x_test),
+                "shape": list(self.images.image_shape),
+                "judged_on": "held-out training images" if self.options.holdout else "test images",
+            },
+            "model": {
+                "summary": MODELS[self.options.model].summary,
+                "parameters": self.network.num_parameters(),
+                "dropout": dropout(self.options),
+            },
+            "budget": asdict(self.budget),
+        }
+
+    def _budget(self, points: int) -> Budget:
+        """The budget asked for, rounded down to whole cycles of all methods."""
+        options = self.options
+        order = BatchOrder(len(self.images.x_train), options.batch_size, ())
+        asked = options.gradients
+        if options.epochs is not None:
+            asked = int(options.epochs * order.steps_per_epoch)
+        methods = [(method, self.values[name]) for name, method in self.methods.items()]
+        return plan_budget(asked, options.replicas, points, methods)
+
+    def _balanced_gamma(self, replicas: int) -> float:
+        """The coupling at which pull and loss of untrained replicas are of one size."""
+        init = jax.jit(jax.vmap(self.network.init))
+        couplings = []
+        for seed in self.options.all_seeds:
+            keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(replica_keys(seed, replicas))
+            params, stats = init(keys)
+            loss = jnp.mean(
+                jnp.asarray(self.evaluator.scores(params, stats, whole=False).train_loss)
+            )
+            couplings.append(float(scoping.automatic(loss, params)))
+        return sum(couplings) / len(couplings)
+
+
+def images_and_network(options: TrainingOptions) -> tuple[ImageData, Network]:
+    """The images to train on and to judge by, and the model for them."""
+    images = load_for(options, batch_size=options.batch_size, holdout=options.holdout)
+    module = MODELS[options.model].build(images.num_classes, dropout(options))
+    return images, Network(module, images.image_shape)
+
+
+def dropout(options: TrainingOptions) -> float:
+    """The probability of dropping a unit: the user's or the model's own."""
+    return MODELS[options.model].dropout if options.dropout is None else options.dropout
+
+
+def read_settings(settings: Sequence[str], methods: Sequence[str]) -> Mapping[str, Hyperparameters]:
+    """Hyper-parameters chosen by the user, method by method."""
+    chosen: dict[str, dict[str, float]] = {name: {} for name in methods}
+    for setting in settings:
+        place, equals, text = setting.partition("=")
+        name, dot, parameter = place.partition(".")
+        if not (equals and dot):
+            raise UsageError(f"--set takes METHOD.NAME=VALUE, got {setting!r}")
+        check_known("method", name, methods)
+        defaults = ALL_METHODS[name].defaults
+        check_known(f"hyper-parameter of {name}", parameter, defaults)
+        chosen[name][parameter] = read_value(place, text, defaults[parameter])
+    return chosen
+
+
+def read_value(place: str, text: str, default: float) -> float:
+    """A value of at least 0; whole and at least 1 where the default is whole."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"--set {place} takes a number, got {text!r}") from None
+    if isinstance(default, int):
+        if not (value >= 1 and value.is_integer()):
+            raise UsageError(f"--set {place} takes a whole number of at least 1, got {text!r}")
+        return int(value)
+    if not 0 <= value < math.inf:
+        raise UsageError(f"--set {place} takes a number of at least 0, got {text!r}")
+    return value

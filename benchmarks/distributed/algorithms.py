@@ -1,0 +1,85 @@
+"""The algorithms of a distributed run; their settings are constant, so that a run can be longer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import optax
+
+import entropix
+from benchmarks.common.training import Weights
+
+
+class Settings(Protocol):
+    """What the algorithms are told.
+
+    Attributes:
+      learning_rate: of SGD, or of Parle's inner loop.
+      gamma: coupling between replicas; for Parle, of the inner loop.
+      every: steps between couplings.
+      momentum: Nesterov's.
+    """
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def every(self) -> int: ...
+    @property
+    def momentum(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One entry of the registry.
+
+    Attributes:
+      build: the optimizer of one replica, from the settings and the names of the mapped axes.
+      weights: of all replicas, those whose mean is evaluated.
+    """
+
+    build: Callable[[Settings, tuple[str, ...]], Any]
+    weights: Weights = lambda _, params: params
+
+
+def replicated_sgd(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
+    """SGD on coupled replicas."""
+    return entropix.replicated_sgd(
+        settings.learning_rate,
+        gamma=settings.gamma,
+        every=settings.every,
+        momentum=settings.momentum,
+        axis_name=axis_name,
+    )
+
+
+def elastic_sgd(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
+    """Replicas on springs to a moving center."""
+    return entropix.elastic_sgd(
+        settings.learning_rate,
+        gamma=settings.gamma,
+        every=settings.every,
+        momentum=settings.momentum,
+        axis_name=axis_name,
+    )
+
+
+def parle(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
+    """Replicas of Entropy-SGD that meet at every outer step."""
+    return entropix.parle(
+        gamma=settings.gamma,
+        rho=1.0,
+        inner_learning_rate=settings.learning_rate,
+        inner_steps=settings.every,
+        inner_momentum=settings.momentum,
+        momentum=None,
+        axis_name=axis_name,
+    )
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "replicated_sgd": Algorithm(replicated_sgd),
+    "elastic_sgd": Algorithm(elastic_sgd),
+    "parle": Algorithm(parle, weights=entropix.eval_params),
+}
