@@ -11,6 +11,7 @@ from benchmarks.common.run_folder import Results
 from benchmarks.common.terminal import say, show_table
 from benchmarks.compare import plots
 from benchmarks.compare.results import BASELINE, summarize
+from benchmarks.compare.verdict import verdict
 
 ERROR_COLUMNS = ["method", "gradients", "error %", "minus SGD", "cross entropy", "seconds"]
 WIDTH_COLUMNS = ["method", "train error %", "local energy", "top eigenvalue", "trace"]
@@ -34,6 +35,7 @@ def write(folder: Path, found: Results) -> None:
         "compare/report.md.j2",
         f"Comparison on {found['data']['name']} with {found['configuration']['model']}",
         found=found,
+        verdict=verdict(found),
         results=result_table(found),
         differences=difference_table(found),
         methods=method_table(found),
@@ -46,6 +48,8 @@ def show(found: Results, folder: Path) -> None:
     table = result_table(found)
     show_table(table[ERROR_COLUMNS], "Errors")
     show_table(table[WIDTH_COLUMNS], "Widths")
+    for sentence in verdict(found):
+        say(sentence)
     seeds = found["configuration"]["seeds"]
     say(f"Seeds: {seeds}. Mean ± standard error. Report: {folder / PAGE}")
 

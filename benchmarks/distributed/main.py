@@ -54,7 +54,7 @@ class Distributed(ImageOptions, ResumeOptions):
     """replicated_sgd, elastic_sgd or parle."""
     replicas: Annotated[int, FREE, POSITIVE] = 4
     """Copies of the network, a multiple of the devices or a divisor of them."""
-    devices: Annotated[int | None, FREE] = None
+    devices: Annotated[int | None, FREE, POSITIVE] = None
     """How many devices, over all processes; by default all."""
     backend: Annotated[str, FREE, Among("backend", lambda: get_args(Backend))] = "jit"
     """What maps the step over devices: jit, shard_map or pmap."""

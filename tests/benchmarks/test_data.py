@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.common import data, run_folder, tfds_source
+from benchmarks.common import data, tfds_source
 from benchmarks.common.options import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -86,20 +86,6 @@ def test_tfds_set_is_read_once_and_kept(mocked, tmp_path):
     with np.load(next(tmp_path.glob("cifar10-*.npz"))) as kept:
         np.testing.assert_array_equal(kept["x_train"], Source("train").images)
         np.testing.assert_array_equal(kept["x_test"], Source("test").images)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "kept.npz"
-    run_folder.write_text(path, "old")
-
-    def half(file):
-        file.write(b"ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_folder.write_whole(path, half)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.common import plots, run_folder, terminal
 from benchmarks.common.report import is_numeric, markdown_table, to_html
 from benchmarks.compare import report, results
+from benchmarks.compare.verdict import verdict
 
 
 def record(shift, seeds=3):
@@ -73,6 +74,31 @@ def test_differences_are_paired(found):
     assert summary["minus_sgd"]["sgd"] == 0
     del found["methods"]["sgd"]
     assert "minus_sgd" not in results.summarize(found)["test_error"]
+
+
+def test_the_verdict_says_what_is_best_and_whether_that_is_noise(found):
+    best, against, width = verdict(found)
+    assert best == "Lowest error: sgd, 11.00 %."
+    # The differences are the same in each seed.
+    assert "Against adam: -10.00 points of error (95% from -10.00 to -10.00: more than" in against
+    assert "Its minimum is wider." in width
+    final = found["methods"]["adam"]["final"]
+    found["methods"]["adam"]["final"] = {**final, "test_error": [0.05, 0.2, 0.05]}
+    found["methods"]["adam"]["gradients"] *= 2
+    best, against, _ = verdict(found)
+    assert best == "Lowest error: adam, 10.00 %. It took 2 times the gradients of sgd."
+    differences = np.array([-5.0, 9.0, -7.0])
+    half = 4.302653 * differences.std(ddof=1) / 3**0.5
+    low, high = differences.mean() - half, differences.mean() + half
+    assert f"-1.00 points of error (95% from {low:+.2f} to {high:+.2f}: not more" in against
+
+
+def test_one_method_or_one_seed_has_no_interval(found):
+    alone = copy.deepcopy(found)
+    alone["methods"] = {name: record(0.1 * at, seeds=1) for at, name in enumerate(("a", "b"))}
+    assert "one seed cannot tell" in verdict(alone)[1]
+    del alone["methods"]["b"]
+    assert verdict(alone) == ["Lowest error: a, 0.00 %."]
 
 
 def test_results_survive_the_disk(found, tmp_path):
@@ -156,7 +182,7 @@ def test_numbers_are_told_from_prose(cells, numeric):
     assert is_numeric(cells) == numeric
 
 
-@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+@pytest.mark.parametrize("width", [34, 40, 60, 80, 200])
 def test_a_terminal_of_any_width_cuts_no_number(width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     numbers = [

@@ -1,0 +1,68 @@
+"""The answer of a comparison in a few sentences: what was best, and is that more than noise."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from benchmarks.common.run_folder import Results
+from benchmarks.compare.results import BASELINE, numbers
+
+CONFIDENCE = 0.95
+
+
+def verdict(found: Results) -> list[str]:
+    """Which method was best, by how much, whether that is more than noise, and is it wider.
+
+    Differences are taken seed by seed, with an interval of Student's distribution.
+    """
+    table = numbers(found)
+    errors = table["test_error"].groupby("method").mean().sort_values(kind="stable")
+    best, others = errors.index[0], errors.index[1:]
+    first = f"Lowest error: {best}, {100 * errors.iloc[0]:.2f} %."
+    if others.empty:
+        return [first]
+    rival = BASELINE if BASELINE in others else others[0]
+    gradients = found["methods"][best]["gradients"], found["methods"][rival]["gradients"]
+    if gradients[0] != gradients[1]:
+        first += f" It took {gradients[0] / gradients[1]:g} times the gradients of {rival}."
+    change = {name: table.loc[best, name] - table.loc[rival, name] for name in table}
+    return [
+        first,
+        f"Against {rival}: {compared(100 * change['test_error'], 'points of error')}.",
+        f"Width against {rival}: local energy "
+        f"{compared(100 * change['local_energy'], 'points')}; top eigenvalue of the Hessian "
+        f"{compared(change['top_eigenvalue'], '')}. {wider(change)}",
+    ]
+
+
+def compared(change: pd.Series, unit: str) -> str:
+    """A paired difference with its interval, and whether it is more than noise."""
+    mean = f"{change.mean():+z.2f} {unit}".strip()
+    if len(change) == 1:
+        return f"{mean} (one seed cannot tell this from noise)"
+    low, high = interval(change)
+    judged = "more than noise" if low * high > 0 else "not more than noise"
+    return f"{mean} ({CONFIDENCE:.0%} from {low:+z.2f} to {high:+z.2f}: {judged})"
+
+
+def interval(change: pd.Series) -> tuple[float, float]:
+    """Student's interval for the mean difference."""
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1) * change.sem())
+    return float(change.mean()) - half, float(change.mean()) + half
+
+
+def wider(change: dict[str, pd.Series]) -> str:
+    """What both measures of width say together."""
+    if len(change["local_energy"]) == 1:
+        return "With one seed nothing is known."
+    signs = {
+        int(np.sign(low)) if low * high > 0 else 0
+        for low, high in (interval(change[name]) for name in ("local_energy", "top_eigenvalue"))
+    }
+    if signs == {-1} or signs == {-1, 0}:
+        return "Its minimum is wider."
+    if signs == {1} or signs == {1, 0}:
+        return "Its minimum is sharper."
+    if signs == {0}:
+        return "Neither is wider beyond noise."
+    return "The two measures disagree."
