@@ -37,7 +37,9 @@ class Within:
         bounds = f"{'above' if self.above else 'at least'} {self.low:g}"
         if self.high < math.inf:
             bounds += f" and below {self.high:g}"
-        takes = "takes numbers" if isinstance(value, tuple) else "must be"
+        takes = "must be"
+        if isinstance(value, tuple):
+            takes = "takes numbers" if self.above else "takes numbers of"
         raise UsageError(f"{option} {takes} {bounds}, got {value}")
 
     def _holds(self, number: float) -> bool:
