@@ -16,6 +16,7 @@ from benchmarks.common.methods import (
     entropy_sgd,
     falling,
     outer_steps,
+    preset,
     sgd,
     to_unit_norm,
 )
@@ -51,7 +52,7 @@ def parle(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Grad
         inner_steps=int(values["inner_steps"]),
         inner_momentum=values["inner_momentum"],
         noise=values["noise"],
-        momentum=values["momentum"],
+        momentum=values["momentum"] or None,
         key=key,
         axis_name=course.axis_name,
     )
@@ -186,21 +187,18 @@ FAMILY: dict[str, Method] = {
         {"learning_rate": 1.0, "momentum": 0.0, "rho": 0.3, **ENTROPY_LOOP, "noise": 0.0},
         replicated=True,
         cycle="inner_steps",
-        weights=entropix.eval_params,
     ),
     "heat_sgd": Method(
         "HEAT of Deep Relaxation, evaluated at the anchor",
         heat_sgd,
         {**RELAXATION, "noise": 0.0},
         cycle="inner_steps",
-        weights=entropix.eval_params,
     ),
     "hopf_lax_sgd": Method(
         "the proximal step of Deep Relaxation, evaluated at the anchor",
         hopf_lax_sgd,
         RELAXATION,
         cycle="inner_steps",
-        weights=entropix.eval_params,
     ),
     "replicated_adam": Method(
         "Adam on coupled replicas, evaluated at the center",
@@ -218,9 +216,8 @@ FAMILY: dict[str, Method] = {
     "partial_entropy_sgd": Method(
         "Entropy-SGD on the kernels and SGD on the rest, evaluated at the kernels' anchor",
         entropy_sgd_of_kernels,
-        {"learning_rate": 1.0, "momentum": 0.0, **ENTROPY_LOOP},
+        {**preset(entropix.entropy_sgd, "learning_rate", "momentum"), **ENTROPY_LOOP},
         cycle="inner_steps",
-        weights=entropix.eval_params,
     ),
     "partial_replicated_sgd": Method(
         "SGD on replicas coupled by their kernels alone, evaluated at the center",

@@ -120,7 +120,6 @@ class Scene:
             options.all_seeds,
             batch_size=options.batch_size,
             replicas=replicas,
-            weights=method.weights,
             smooth=method.smooth and method.smooth(values),
             devices=options.devices if method.replicated else 1,
         )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
+import entropix
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.network import BatchStats, Network, Params
 from entropix import replicas as stacks
@@ -24,8 +25,6 @@ STEPS_PER_CALL = 100
 Batch = tuple[jax.Array, jax.Array]
 # The optimizer of one replica, from a noise key and the names of the axes that replicas are on.
 Build = Callable[[jax.Array, tuple[str, ...]], optax.GradientTransformation]
-# The weights of one replica to evaluate, from its optimizer's state and those that are trained.
-Weights = Callable[[optax.OptState, Params], Params]
 
 
 class TrainState(NamedTuple):
@@ -114,7 +113,6 @@ class Trainer:
         *,
         batch_size: int,
         replicas: int = 1,
-        weights: Weights = lambda _, params: params,
         smooth: Callable[[Loss], SmoothedLoss] | None = None,
         devices: int = 1,
     ) -> None:
@@ -127,7 +125,6 @@ class Trainer:
           seeds: one run each.
           batch_size: images per gradient.
           replicas: copies per seed.
-          weights: of one replica, to evaluate; the mean over replicas is taken of them.
           smooth: what turns the training loss into the one to train on.
           devices: over how many the replicas are spread; a divisor of their number.
         """
@@ -146,7 +143,8 @@ class Trainer:
 
         init = partial(initial_state, network, build_here)
         # Counters stay scalars: mapped, each `cond` in an optimizer would run both its branches.
-        axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, _of_two(init))
+        of_two = _of_two(init)
+        axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, of_two)
         self._step = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0))
         of_seeds = jax.vmap(init, out_axes=axes)
         self._init = jax.jit(
@@ -154,10 +152,11 @@ class Trainer:
                 jax.vmap(lambda seed: replica_keys(seed, replicas), out_axes=1)(seeds)
             )
         )
-        of_replicas = jax.vmap(jax.vmap(weights, (axes.opt_state, 0)), (axes.opt_state, 0))
+        behind = jax.tree.map(lambda leaf: 1 if leaf.ndim else None, of_two.opt_state)
+        center = jax.vmap(partial(entropix.eval_params, axis=0), in_axes=(behind, 1))
         self._weights = jax.jit(
             lambda state: (
-                jax.tree.map(lambda x: x.mean(0), of_replicas(state.opt_state, state.params)),
+                center(state.opt_state, state.params),
                 jax.tree.map(lambda x: x[0], state.batch_stats),
             )
         )

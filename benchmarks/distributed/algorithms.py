@@ -1,13 +1,11 @@
 """The algorithms of a distributed run; their settings are constant, so that a run can be longer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import optax
 
 import entropix
-from benchmarks.common.training import Weights
 
 
 class Settings(Protocol):
@@ -28,19 +26,6 @@ class Settings(Protocol):
     def every(self) -> int: ...
     @property
     def momentum(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """One entry of the registry.
-
-    Attributes:
-      build: the optimizer of one replica, from the settings and the names of the mapped axes.
-      weights: of all replicas, those whose mean is evaluated.
-    """
-
-    build: Callable[[Settings, tuple[str, ...]], Any]
-    weights: Weights = lambda _, params: params
 
 
 def replicated_sgd(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
@@ -78,8 +63,9 @@ def parle(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTrans
     )
 
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "replicated_sgd": Algorithm(replicated_sgd),
-    "elastic_sgd": Algorithm(elastic_sgd),
-    "parle": Algorithm(parle, weights=entropix.eval_params),
+# The optimizer of one replica, from the settings and the names of the mapped axes.
+ALGORITHMS: dict[str, Callable[[Settings, tuple[str, ...]], optax.GradientTransformation]] = {
+    "replicated_sgd": replicated_sgd,
+    "elastic_sgd": elastic_sgd,
+    "parle": parle,
 }

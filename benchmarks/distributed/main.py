@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import entropix
 from benchmarks.common import environment
 from benchmarks.common.batches import Feed
 from benchmarks.common.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ from benchmarks.common.options import (
 from benchmarks.common.run_folder import check_same, open_folder, write_results, write_whole
 from benchmarks.common.terminal import say
 from benchmarks.common.training import TrainState, initial_state, make_step, replica_keys
-from benchmarks.distributed.algorithms import ALGORITHMS, Algorithm
+from benchmarks.distributed.algorithms import ALGORITHMS
 from entropix import replicas
 from entropix.replicas import Plan
 from entropix.replicas._plan import Backend
@@ -95,8 +96,7 @@ def run(options: Distributed) -> int:
     images = load_for(options, batch_size=options.batch_size)
     module = MODELS[options.model].build(images.num_classes, MODELS[options.model].dropout)
     network = Network(module, images.image_shape)
-    algorithm = ALGORITHMS[options.algorithm]
-    tx = algorithm.build(options, plan.axis_name)
+    tx = ALGORITHMS[options.algorithm](options, plan.axis_name)
 
     def start(count: int) -> TrainState:
         init = partial(initial_state, network, lambda _: tx)
@@ -142,7 +142,7 @@ def run(options: Distributed) -> int:
                 + f", {replaced} replicas replaced by the center of the others" * bool(replaced)
             )
     checkpoints.close()
-    finish(folder, options, plan, algorithm, network, images, state, record)
+    finish(folder, options, plan, network, images, state, record)
     tell(f"Written: {folder / 'results.json'}")
     return 0
 
@@ -232,7 +232,6 @@ def finish(
     folder: Path,
     options: Distributed,
     plan: Plan,
-    algorithm: Algorithm,
     network: Network,
     images: ImageData,
     state: TrainState,
@@ -242,10 +241,8 @@ def finish(
     whole: TrainState = jax.device_get(plan.collect(state._replace(key=jnp.zeros([]))))
     if jax.process_index() != 0:
         return
-    params = jax.tree.map(
-        lambda leaf: np.asarray(leaf).mean(0, keepdims=True),
-        algorithm.weights(whole.opt_state, whole.params),
-    )
+    center = entropix.eval_params(whole.opt_state, whole.params, axis=0)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], center)
     stats = jax.tree.map(lambda leaf: leaf.mean(0, keepdims=True), whole.batch_stats)
     train, test = jax.device_put(
         ((images.x_train, images.y_train), (images.x_test, images.y_test)), jax.local_devices()[0]

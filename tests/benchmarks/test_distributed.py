@@ -115,7 +115,7 @@ def test_parle_is_judged_at_the_anchors(tmp_path):
     states = Checkpoints(folder / "checkpoints", print)
     axis_name = main.make_plan(SHORT).axis_name
     network = Network(MODELS["mlp"].build(10, 0.0), (8, 8, 1))
-    tx = ALGORITHMS["parle"].build(SHORT, axis_name)
+    tx = ALGORITHMS["parle"](SHORT, axis_name)
     init = functools.partial(initial_state, network, lambda _: tx)
     state, _ = states.latest(lambda _: replicas.stack_states(init, replica_keys(0, 4)))
     states.close()

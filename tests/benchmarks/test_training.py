@@ -56,7 +56,6 @@ def make_trainer(
         seeds,
         batch_size=32,
         replicas=replicas if method.replicated else 1,
-        weights=method.weights,
         smooth=method.smooth and method.smooth(values),
         devices=devices,
     )
