@@ -241,7 +241,8 @@ def finish(
     whole: TrainState = jax.device_get(plan.collect(state._replace(key=jnp.zeros([]))))
     if jax.process_index() != 0:
         return
-    center = entropix.eval_params(whole.opt_state, whole.params, axis=0)
+    on_device = jax.tree.map(jnp.asarray, (whole.opt_state, whole.params))
+    center = entropix.eval_params(*on_device, axis=0)
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], center)
     stats = jax.tree.map(lambda leaf: leaf.mean(0, keepdims=True), whole.batch_stats)
     train, test = jax.device_put(

@@ -99,8 +99,9 @@ def test_resuming_on_other_replicas_and_devices_keeps_the_center(tmp_path, capsy
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(alone, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
-    path = max((folder / "checkpoints/20/state").rglob("*"), key=lambda path: path.stat().st_size)
-    path.write_bytes(path.read_bytes()[:-100])
+    # Cut short: all that holds arrays.
+    for path in (folder / "checkpoints/20/state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     run(replace(SHORT, output=folder, resume=True))
     shown = capsys.readouterr().out
     assert "The checkpoint of step 20 is damaged" in shown

@@ -54,6 +54,7 @@ def test_a_foreign_folder_is_refused(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_a_fresh_network_is_trained_and_measured(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     assert run(["--epochs=20", *QUICK.split(), "--output", folder], monkeypatch) == 0

@@ -34,7 +34,7 @@ def test_cells_are_the_plain_loss_and_layers_alone_in_pairs_and_together():
 def test_the_mask_takes_the_weights_of_its_layers_alone():
     images = data.load("digits")
     network = main.make_setting(SMALL, images).network(3)
-    params, _ = network.init(jax.random.key(0))
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
     mask = weights_of((1, 3))
     chosen = [path for path, _ in jax.tree.leaves_with_path(params) if mask(path)]
     assert [(path[0].key, path[1].key) for path in chosen] == [
@@ -43,8 +43,34 @@ def test_the_mask_takes_the_weights_of_its_layers_alone():
     ]
 
 
+@pytest.mark.slow
 def test_a_small_run_its_files_and_resuming(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
+    check_run_and_resuming(tmp_path / "run", monkeypatch)
+
+
+def test_files_and_resuming_with_made_up_numbers(tmp_path, monkeypatch):
+    """All of a run but its trainings, which compile for long."""
+
+    def train_cell(setting, cell, evaluator):
+        numbers = [0.1 + 0.01 * sum(cell.layers) + 0.02 * seed for seed in setting.seeds]
+        return {
+            "depth": cell.depth, "layers": list(cell.layers), "radius": cell.radius,
+            "label": cell.label, "test_error": numbers, "train_loss": numbers,
+        }  # fmt: skip
+
+    def temperatures(setting, depth, points):
+        layers = {f"layer {at}": float(at) for at in range(1, depth + 1)}
+        return [
+            {"step": 5 * at, "temperature": layers, "temperature_std_error": layers}
+            for at in range(1, points + 1)
+        ]
+
+    monkeypatch.setattr(main, "train_cell", train_cell)
+    monkeypatch.setattr(main, "temperatures", temperatures)
+    check_run_and_resuming(tmp_path / "run", monkeypatch)
+
+
+def check_run_and_resuming(folder, monkeypatch):
     assert run(replace(SMALL, output=folder)) == 0
     found = json.loads((folder / RESULTS).read_text())
     assert len(found["cells"]) == 4

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common.options import UsageError
-from benchmarks.scaling.main import Scaling, run, table
+from benchmarks.scaling.main import Program, Scaling, run, table
 from benchmarks.scaling.traffic import bytes_per_step, collectives
 from entropix import replicas
 
@@ -32,6 +32,13 @@ def test_traffic_of_known_programs():
     assert collectives(program(lambda x: jax.tree.map(lambda leaf: 2 * leaf, x), x)) == []
 
 
+def test_the_traffic_of_a_step_of_replicas():
+    """All parameters and the share of finite replicas, in float32, on every K-th step."""
+    program = Program(Scaling(batch_size=16), 4, 2, 10)
+    assert program.traffic == 4 * (program.parameters + 1) / 10
+
+
+@pytest.mark.slow
 def test_a_small_table(tmp_path):
     config = Scaling(
         replicas=(1, 4), devices=(1, 2), rounds=2, batch_size=16, output=tmp_path / "out"

@@ -103,6 +103,7 @@ def test_copies_of_the_largest_ritz_value_are_counted():
     assert flatness.describe_largest(np.array([1.0, 1.9999, 2.0])) == "2, found 2 times"
 
 
+@pytest.mark.slow
 # Of the peers' own making.
 @pytest.mark.filterwarnings("ignore")
 def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
