@@ -31,7 +31,7 @@ def mixed(
 
 
 def place_after(
-    place: UInt32[Array, "*shape"], index: Integer[Array, "*#shape"]
+    place: UInt32[Array, "*#shape"], index: Integer[Array, "*#shape"]
 ) -> UInt32[Array, "*#shape"]:
     """The place of copy number ``index`` among those that share a place: different for each."""
     step = (index.astype(jnp.uint32) + np.uint32(1)) * np.uint32(0x9E3779B9)

@@ -24,7 +24,7 @@ def placed(x: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
         return jax.device_put(x, sharding, may_alias=False)
     if not getattr(x, "is_fully_addressable", True):
-        return _moved(x, sharding)
+        return _copied(x, sharding)
     if is_key(x):
         data = placed(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
@@ -32,8 +32,13 @@ def placed(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda place: whole[place])
 
 
+def relaid(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """The array in another sharding over the same devices."""
+    return jax.device_put(x, sharding) if x.is_fully_addressable else _copied(x, sharding)
+
+
 @functools.partial(jax.jit, static_argnames="sharding")
-def _moved(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+def _copied(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.copy(x), sharding)
 
 

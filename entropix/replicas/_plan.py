@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -12,8 +13,9 @@ from jaxtyping import PyTree
 
 from entropix._checks import check_integer
 from entropix.replicas._layout import GROUPS, STACKED, Layout, lay_out
-from entropix.replicas._placement import on_host, placed, placed_part
+from entropix.replicas._placement import is_key, on_host, placed, placed_part
 from entropix.replicas._running import PmappedStep, Step, sharded_step
+from entropix.replicas._stacked import with_distinct_keys
 
 Backend = Literal["pmap", "shard_map", "jit"]
 
@@ -96,12 +98,15 @@ class Plan:
             arrays that lie on the devices of all.
 
         Returns:
-          The state as `run` takes it. None of its buffers is one of ``state``.
+          The state as `run` takes it. None of its buffers is one of ``state``. Keys are never
+          shared: one without axes becomes one for each replica, and keys that replicas have in
+          common become distinct, so that no two draw the same numbers.
 
         Raises:
           ValueError: a leaf has axes and not y replicas on the first.
         """
         self._check_stacked(state)
+        state = with_distinct_keys(jax.tree.map(self._with_all_keys, state))
         if self.backend != "pmap":
             return jax.tree.map(placed, state, self.layout.state_shardings(state))
         rows = self.layout.local_rows()
@@ -214,6 +219,10 @@ class Plan:
         if self.backend == "pmap":
             return PmappedStep(step, self.layout, donate=donate)
         return sharded_step(step, self.layout, by_hand=self.backend == "shard_map", donate=donate)
+
+    def _with_all_keys(self, leaf: Any) -> Any:
+        is_shared_key = is_key(leaf) and not leaf.ndim
+        return jnp.broadcast_to(leaf, (self.replicas,)) if is_shared_key else leaf
 
     def _check_stacked(self, state: PyTree) -> None:
         for path, leaf in jax.tree.leaves_with_path(state):

@@ -5,10 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Inexact, Integer, Key, PyTree
 
 from entropix._checks import check_float_leaves, check_integer, check_number
 from entropix._hash_normal import normal_like
 from entropix._keys import check_key, fresh_key
+from entropix.replicas._placement import is_key
+
+AnyArray = Array | np.ndarray
 
 
 class Spread(NamedTuple):
@@ -19,24 +24,8 @@ class Spread(NamedTuple):
       leaves: the same for each leaf alone, a tree like the parameters.
     """
 
-    total: jax.Array
-    leaves: Any
-
-
-class Revived(NamedTuple):
-    """Answer of `revive`.
-
-    Attributes:
-      params: parameters, all replicas finite.
-      state: the state given, likewise.
-      replaced: which replicas were replaced. # shape=(y,), dtype=bool
-      num_replaced: how many. # shape=(), dtype=int32
-    """
-
-    params: Any
-    state: Any
-    replaced: jax.Array
-    num_replaced: jax.Array
+    total: Float[Array, ""]
+    leaves: PyTree
 
 
 def num_replicas(params: Any) -> int:
@@ -61,7 +50,7 @@ def num_replicas(params: Any) -> int:
     if not leaves:
         raise ValueError(f"params must hold at least one array, got {params!r}")
     lengths = {
-        f"params{jax.tree_util.keystr(path)}": leaf.shape[0] if leaf.ndim else None
+        f"params{jax.tree_util.keystr(path)}": np.shape(leaf)[0] if np.ndim(leaf) else None
         for path, leaf in leaves
     }
     if len(set(lengths.values())) > 1 or None in lengths.values():
@@ -122,6 +111,15 @@ def replicate(
     )
 
 
+def mean_of_replicas(x: Inexact[AnyArray, " replicas *shape"]) -> Inexact[Array, "*shape"]:
+    """The mean over the first axis; it overflows only where the mean itself would."""
+    y = x.shape[0]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # A power of two rounds nothing, and makes each term small enough for the sum of all.
+    scale = 2.0 ** -(y - 1).bit_length()
+    return (jnp.sum(wide * scale, 0) / (y * scale)).astype(x.dtype)
+
+
 def center(params: Any) -> Any:
     r"""The center of the replicas, the network to evaluate: :math:`\bar x = \frac1y \sum_a x^a`.
 
@@ -144,7 +142,7 @@ def center(params: Any) -> Any:
       Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021.
     """
     num_replicas(params)
-    return jax.tree.map(lambda x: jnp.mean(x, 0), params)
+    return jax.tree.map(mean_of_replicas, params)
 
 
 def spread(params: Any) -> Spread:
@@ -171,13 +169,29 @@ def spread(params: Any) -> Spread:
       Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021.
     """
     num_replicas(params)
-    squares = jax.tree.map(lambda x: jnp.mean((x - jnp.mean(x, 0, keepdims=True)) ** 2), params)
-    leaves = jax.tree.leaves(params)
-    total = sum(
-        square * (leaf.size / sum(each.size for each in leaves))
-        for square, leaf in zip(jax.tree.leaves(squares), leaves, strict=True)
-    )
-    return Spread(jnp.sqrt(jnp.asarray(total)), jax.tree.map(jnp.sqrt, squares))
+    leaves, structure = jax.tree.flatten(jax.tree.map(_spread_of_leaf, params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    weights = jnp.asarray([size / sum(sizes) for size in sizes])
+    total = _root_mean_square(jnp.stack([leaf.astype(jnp.float32) for leaf in leaves]), weights)
+    return Spread(total, jax.tree.unflatten(structure, leaves))
+
+
+def _spread_of_leaf(x: Float[AnyArray, " replicas *shape"]) -> Float[Array, ""]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Of half the replicas, whose differences cannot overflow.
+    half = jnp.asarray(wide) / 2
+    return 2 * _root_mean_square(half - mean_of_replicas(half)[None], 1 / x.size).astype(x.dtype)
+
+
+def _root_mean_square(
+    x: Float[Array, "*shape"], weights: Float[Array, "*shape"] | float
+) -> Float[Array, ""]:
+    """The root of the weighted sum of squares, taken relative to the largest of them."""
+    largest = jnp.max(jnp.abs(x))
+    scale = jnp.where(largest > 0, largest, 1)
+    # In two steps, since the inverse of a number near the largest there is counts as zero.
+    root = jax.lax.rsqrt(scale)
+    return scale * jnp.sqrt(jnp.sum(weights * (x * root * root) ** 2))
 
 
 def collapse(params: Any) -> Any:
@@ -203,117 +217,13 @@ def collapse(params: Any) -> Any:
     return replicate(center(params), num_replicas(params))
 
 
-def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
-    r"""Takes y replicas to any other number, the center kept.
-
-    .. math:: x'^b = x^{b \bmod y} - \frac{1}{y'} \sum_c x^{c \bmod y} + \bar x,
-              \qquad b = 0, \dots, y' - 1
-
-    The first y' of them, or all of them over and over, moved together so that their center stays
-    where it was. An optimizer state follows its replica: its leaves with the replica axis are taken
-    in the same order and not moved, since they may have to stay positive.
-
-    Args:
-      params: y replicas stacked on the first axis of every leaf.
-      replicas: y', at least 1.
-      state: a pytree such as an optimizer state, whose leaves with a first axis of length y belong
-        to the replicas; the others (counters, a moving center) are shared.
-
-    Returns:
-      Parameters and state for y' replicas.
-
-    Raises:
-      TypeError: ``replicas`` is not an integer.
-      ValueError: it is below 1, or the leaves disagree on the number of replicas.
-
-    Examples:
-      >>> import jax.numpy as jnp, entropix
-      >>> params, _ = entropix.replicas.resize(jnp.array([0.0, 1.0, 5.0]), 2)
-      >>> print(params, params.mean())
-      [1.5 2.5] 2.0
-
-    Reference:
-      Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021.
-    """
-    check_integer("replicas", replicas, at_least=1)
-    old = num_replicas(params)
-    places = jnp.arange(replicas) % old
-
-    def moved(x: jax.Array) -> jax.Array:
-        taken = x[places]
-        return taken + (jnp.mean(x, 0, keepdims=True) - jnp.mean(taken, 0, keepdims=True))
-
-    new_state = jax.tree.map(lambda s: s[places] if _is_stacked(s, old) else s, state)
-    return jax.tree.map(moved, params), new_state
-
-
-def revive(params: Any, state: Any = None) -> Revived:
-    """Replaces replicas that are not finite by the center of the others.
-
-    The coupling itself leaves them out of its mean, so that they poison nobody in the meantime;
-    call this every so often, jitted, to put them back to work. Nothing is moved while all are
-    finite.
-
-    Args:
-      params: y replicas stacked on the first axis of every leaf.
-      state: a pytree such as an optimizer state, whose leaves with a first axis of length y belong
-        to the replicas and are mended likewise; integers and keys stay.
-
-    Returns:
-      A `Revived`. Without any finite replica, nothing is replaced and all count as such.
-
-    Raises:
-      ValueError: the leaves disagree on the number of replicas.
-
-    Examples:
-      >>> import jax.numpy as jnp, entropix
-      >>> mended = entropix.replicas.revive(jnp.array([1.0, jnp.nan, 3.0]))
-      >>> print(mended.params, mended.num_replaced)
-      [1. 2. 3.] 1
-
-    Reference:
-      None: a safeguard of this library.
-    """
-    old = num_replicas(params)
-    leaves, structure = jax.tree.flatten((params, state))
-    mendable = [
-        _is_stacked(leaf, old) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves
-    ]
-    stacked = [leaf for leaf, is_mendable in zip(leaves, mendable, strict=True) if is_mendable]
-    finite = jnp.ones((old,), bool)
-    for leaf in stacked:
-        finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-
-    def mend(leaf: jax.Array) -> jax.Array:
-        alive = finite.reshape((old,) + (1,) * (leaf.ndim - 1))
-        share = jnp.mean(alive.astype(leaf.dtype), 0, keepdims=True)
-        others = jnp.mean(jnp.where(alive, leaf, jnp.zeros_like(leaf)), 0, keepdims=True) / share
-        return jnp.where(alive, leaf, others)
-
-    mended = jax.lax.cond(
-        jnp.any(finite) & ~jnp.all(finite),
-        lambda stacked: [mend(leaf) for leaf in stacked],
-        lambda stacked: stacked,
-        stacked,
-    )
-    result = iter(mended)
-    leaves = [
-        next(result) if is_mendable else leaf
-        for leaf, is_mendable in zip(leaves, mendable, strict=True)
-    ]
-    new_params, new_state = jax.tree.unflatten(structure, leaves)
-    return Revived(new_params, new_state, ~finite, jnp.sum(~finite, dtype=jnp.int32))
-
-
-def _is_stacked(leaf: Any, replicas: int) -> bool:
-    return leaf.ndim > 0 and leaf.shape[0] == replicas
-
-
 def stack_states(init: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls an ``init`` written for one replica on all of them, their counters shared.
+    """Calls an ``init`` written for one replica on all of them: counters shared, keys distinct.
 
     A counter that each replica had for itself would make both sides of every branch on it run, and
-    bring the traffic between devices back to the uncoupled steps.
+    bring the traffic between devices back to the uncoupled steps. A key that replicas had in common
+    would make them draw the same noise: the number of the replica is folded into each key that an
+    earlier replica has too.
 
     Args:
       init: function of one replica's arguments to its state.
@@ -338,4 +248,39 @@ def stack_states(init: Callable[..., Any], *arguments: Any) -> Any:
     num_replicas(arguments)
     states = jax.vmap(init)(*arguments)
     is_counter = lambda s: s.ndim == 1 and jnp.issubdtype(s.dtype, jnp.integer)  # noqa: E731
-    return jax.tree.map(lambda s: s[0] if is_counter(s) else s, states)
+    return with_distinct_keys(jax.tree.map(lambda s: s[0] if is_counter(s) else s, states))
+
+
+def with_distinct_keys(state: PyTree) -> PyTree:
+    """The state, its stacked keys distinct: those that repeat an earlier one are changed.
+
+    Args:
+      state: leaves of typed keys have the replicas on the first axis; the others stay.
+
+    Returns:
+      A tree like ``state``. The number a of the replica is folded into each key that a replica
+      before a has too.
+    """
+
+    def distinct(leaf: Any) -> Any:
+        if not is_key(leaf) or not leaf.ndim:
+            return leaf
+        data = jax.random.key_data(leaf).reshape(len(leaf), -1)
+        same = jnp.all(data[:, None] == data[None], -1)
+        repeats = jnp.any(jnp.tril(same, -1), 1)
+        return jnp.where(
+            repeats.reshape((-1,) + (1,) * (leaf.ndim - 1)),
+            folded_in(leaf, jnp.arange(len(leaf))),
+            leaf,
+        )
+
+    return jax.tree.map(distinct, state)
+
+
+def folded_in(
+    keys: Key[Array, " replicas *shape"], numbers: Integer[Array, " replicas"]
+) -> Key[Array, " replicas *shape"]:
+    """The keys of each replica with its number folded in."""
+    flat = keys.reshape(len(keys), -1)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))
+    return fold(flat, numbers).reshape(keys.shape)

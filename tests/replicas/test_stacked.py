@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import entropix
 from entropix import replicas
@@ -86,6 +88,121 @@ def test_the_optimizer_state_follows_its_replica():
     assert resized[0].step == state[0].step == adam.count == 1
     params, _ = replicas.resize(STACK, 2)
     tx.update(params, resized, params)
+
+
+# What a replica's own numbers are drawn from, and how a state of all of them is made.
+NOISY = {
+    "langevin": entropix.langevin_noise(1.0),
+    "entropy_sgd": entropix.entropy_sgd(0.1, inner_steps=3, noise=1.0, inner_momentum=None),
+}
+
+
+def drawn(tx, state, y):
+    """What each replica adds to a gradient of zero."""
+    params = {"w": jnp.zeros((y, 7))}
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
+    update = jax.vmap(lambda params, state: tx.update(params, state, params)[0], (0, axes))
+    return np.asarray(update(params, state)["w"])
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_no_two_replicas_draw_the_same_numbers(name):
+    """Stacked from one key, grown, shrunk and grown again, and by a plan from a shared key."""
+    tx = NOISY[name]
+    params = {"w": jnp.zeros((3, 7))}
+    state = jax.jit(lambda params: replicas.stack_states(tx.init, params))(params)
+    sizes = [3, 8, 2, 5]
+    for size in sizes:
+        params, state = replicas.resize(params, size, state)
+        noise = drawn(tx, state, size)
+        assert len(np.unique(noise)) == noise.size
+    shared = tx.init({"w": jnp.zeros(7)})
+    copied = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4) if leaf.ndim else leaf, shared)
+    placed = replicas.plan(4, devices=2).place(copied)
+    noise = drawn(tx, jax.device_put(placed, jax.devices()[0]), 4)
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_keys_of_the_callers_own_stay():
+    keys = jax.random.split(jax.random.key(3), 4)
+    stacked = replicas.stack_states(lambda key: {"key": key}, keys)["key"]
+    assert bool(jnp.all(jax.random.key_data(stacked) == jax.random.key_data(keys)))
+    keys = keys[jnp.array([0, 1, 0, 1])]
+    mended = jax.random.key_data(replicas.stack_states(lambda key: {"key": key}, keys)["key"])
+    assert bool(jnp.all(mended[:2] == jax.random.key_data(keys[:2])))
+    assert len(np.unique(mended, axis=0)) == 4
+
+
+@pytest.mark.parametrize("inner_step", range(5))
+@pytest.mark.parametrize("size", [2, 7])
+def test_resize_keeps_the_evaluated_center_inside_an_inner_loop(inner_step, size):
+    """Also that of the averages, so that the next outer step starts from the same center."""
+    tx = optax.chain(optax.clip(9.0), entropix.entropy_sgd(1.0, inner_steps=5, noise=0.0))
+    params = STACK
+    state = replicas.stack_states(tx.init, params)
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(lambda x: x - 1, params)
+        updates, state = jax.vmap(tx.update, (0, axes, 0), (0, axes))(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(5 + inner_step):
+        params, state = step(params, state)
+    found = []
+    for count in (5, size):
+        new_params, new_state = replicas.resize(params, count, state)
+        average = jax.tree.map(
+            lambda x, lag: x - lag, new_params, new_state[1].lag if inner_step else new_params
+        )
+        found.append([
+            as_matrix(tree).mean(0)
+            for tree in (new_params, entropix.eval_params(new_state, new_params), average)
+        ])  # fmt: skip
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_finite_replicas_have_a_finite_center():
+    huge = {"w": jnp.array([[2e38, -3e38], [2e38, 3e38], [-3e38, 3e38]])}
+    expected = np.asarray(huge["w"], np.float64)
+    np.testing.assert_allclose(replicas.center(huge)["w"], expected.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        replicas.spread(huge).total, np.sqrt(expected.var(0).mean()), rtol=1e-6
+    )
+    grown, _ = replicas.resize(jax.tree.map(lambda x: x * 0.75, huge), 4)
+    np.testing.assert_allclose(
+        np.asarray(grown["w"], np.float64).mean(0), 0.75 * expected.mean(0), rtol=1e-5
+    )
+    mended = replicas.revive({"w": jnp.concatenate([huge["w"], jnp.full((1, 2), jnp.nan)])})
+    np.testing.assert_allclose(mended.params["w"][3], expected.mean(0), rtol=1e-6)
+
+
+def test_replicas_in_bfloat16_are_averaged_in_float32():
+    rng = np.random.default_rng(1)
+    stack = jnp.asarray(1 + rng.normal(size=(48, 500)) / 8, jnp.bfloat16)
+    exact = np.asarray(stack, np.float64)
+    rounded = np.asarray(exact.mean(0), jnp.bfloat16).astype(float)
+    np.testing.assert_array_equal(np.asarray(replicas.center(stack), float), rounded)
+    bad = stack.at[5].set(jnp.nan)
+    others = np.delete(exact, 5, axis=0).mean(0)
+    np.testing.assert_allclose(
+        np.asarray(replicas.revive(bad).params[5], float), others, rtol=2**-8
+    )
+
+
+@given(
+    y=st.integers(1, 9),
+    new=st.integers(1, 9),
+    shapes=st.lists(st.tuples(st.integers(0, 3)), max_size=4),
+)
+@settings(max_examples=15, deadline=None)
+def test_resize_of_any_number_keeps_the_center(y, new, shapes):
+    rng = np.random.default_rng(y)
+    stack = [jnp.asarray(rng.normal(size=(y, *shape)), jnp.float32) for shape in [(2,), *shapes]]
+    resized, _ = replicas.resize(stack, new)
+    for a, b in zip(replicas.center(resized), replicas.center(stack), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
