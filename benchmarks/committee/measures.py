@@ -66,10 +66,12 @@ class Measures:
         noise = noise_robustness(
             self._model, weights, *problem.train, noise_key, jnp.array(RATES), num_samples=SAMPLES
         )
-        spectrum = flatness.hessian_spectrum(
-            self._loss, weights, problem.train, spectrum_key,
-            num_steps=LANCZOS_STEPS, num_probes=1,
-        )  # fmt: skip
+        spectrum = flatness.spectrum(
+            flatness.hessian(self._loss, weights, problem.train),
+            spectrum_key,
+            num_steps=LANCZOS_STEPS,
+            num_probes=1,
+        )
         return {
             "distance": listed(curve.distance),
             "relative_entropy": listed(curve.relative_entropy),

@@ -64,12 +64,13 @@ class Widths:
             self._error, params, data, energy_key, sigma=jnp.array(SIGMAS),
             num_samples=ENERGY_SAMPLES,
         )  # fmt: skip
-        top = flatness.top_eigenvalues(
-            self._loss, params, data, top_key, k=1, tol=TOP_TOLERANCE, max_products=TOP_PRODUCTS
+        hessian = flatness.hessian(self._loss, params, data)
+        top = flatness.eigenvalues(
+            hessian, top_key, k=1, tol=TOP_TOLERANCE, max_products=TOP_PRODUCTS
         )
-        trace = flatness.trace(self._loss, params, data, trace_key, num_probes=TRACE_PRODUCTS)
-        spectrum = flatness.hessian_spectrum(
-            self._loss, params, data, spectrum_key, num_steps=LANCZOS_STEPS, num_probes=PROBES
+        trace = flatness.trace(hessian, trace_key, num_probes=TRACE_PRODUCTS)
+        spectrum = flatness.spectrum(
+            hessian, spectrum_key, num_steps=LANCZOS_STEPS, num_probes=PROBES
         )
         return {
             "local_energy": np.asarray(energy.mean).tolist(),

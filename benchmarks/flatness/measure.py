@@ -92,11 +92,11 @@ class Gauge:
 
     def spectrum(self) -> dict[str, Any]:
         """The Hessian's spectral density over its range and around zero, and what follows."""
-        found = flatness.hessian_spectrum(
-            self.loss, self.params, self.data, self._key("spectrum"),
+        found = flatness.spectrum(
+            self._hessian, self._key("spectrum"),
             num_steps=self.effort.steps, num_probes=self.effort.probes,
         )  # fmt: skip
-        top, bottom = float(found.top.mean), float(found.bottom.mean)
+        top, bottom = float(found.top.value), float(found.bottom.value)
         margin = 0.05 * (top - bottom)
         center = 1.5 * max(-bottom, 1e-3 * top)
         return {
@@ -105,8 +105,8 @@ class Gauge:
             "dimension": float(found.dimension),
             "nodes": plain(found.nodes),
             "weights": plain(found.weights),
-            "largest": numbers(found.top),
-            "smallest": numbers(found.bottom),
+            "largest": bounded(found.top),
+            "smallest": bounded(found.bottom),
             "fraction_below": {
                 f"{threshold:g}": numbers(found.fraction_below(threshold))
                 for threshold in NEAR_ZERO
@@ -129,10 +129,8 @@ class Gauge:
         return found
 
     def trace(self) -> dict[str, Any]:
-        """The Hessian's trace by Hutch++."""
-        estimate = flatness.trace(
-            self.loss, self.params, self.data, self._key("trace"), num_probes=TRACE_PRODUCTS
-        )
+        """The Hessian's trace by XTrace."""
+        estimate = flatness.trace(self._hessian, self._key("trace"), num_probes=TRACE_PRODUCTS)
         return {"products": TRACE_PRODUCTS, **numbers(estimate)}
 
     def gradient_noise(self) -> dict[str, Any]:
@@ -194,12 +192,17 @@ class Gauge:
         return {"coordinates": plain(coordinates), "lines": lines, "plane": plain(plane)}
 
     @functools.cached_property
+    def _hessian(self) -> flatness.Operator:
+        """The Hessian of the loss, for all its estimators."""
+        return flatness.hessian(self.loss, self.params, self.data)
+
+    @functools.cached_property
     def _ends(self) -> dict[str, flatness.Eigenvalues]:
         """Eigenvalues and vectors at each end of the spectrum."""
         ends: tuple[Literal["largest", "smallest"], ...] = ("largest", "smallest")
         return {
-            end: flatness.top_eigenvalues(
-                self.loss, self.params, self.data, self._key(end), which=end,
+            end: flatness.eigenvalues(
+                self._hessian, self._key(end), which=end,
                 k=self.effort.eigenvalues, tol=TOLERANCE, max_products=MAX_PRODUCTS,
             )
             for end in ends
@@ -249,6 +252,11 @@ def arrays(estimate: flatness.Estimate) -> dict[str, Any]:
 def numbers(estimate: flatness.Estimate | flatness.Sharpness) -> dict[str, float]:
     """One estimate with its error bar."""
     return {"mean": float(estimate.mean), "std_error": float(estimate.std_error)}
+
+
+def bounded(number: flatness.Bounded) -> dict[str, float]:
+    """One number with the bound on its error."""
+    return {"value": float(number.value), "bound": float(number.bound)}
 
 
 def plain(values: Any) -> Any:

@@ -71,7 +71,7 @@ def number_table(found: Results) -> pd.DataFrame:
         )
     trace = measured["trace"]
     lines.append(
-        ("trace of the Hessian", with_error(trace), f"Hutch++, {trace['products']} products")
+        ("trace of the Hessian", with_error(trace), f"XTrace, {trace['products']} products")
     )
     bound = "" if noise["exact"] or noise["rank"] < len(noise["eigenvalues"]) else "at least "
     method = "exact" if noise["exact"] else f"{len(noise['eigenvalues'])} Lanczos steps"

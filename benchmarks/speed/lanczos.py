@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
-from entropix.flatness import hessian_operator, lanczos
+from entropix.flatness import hessian, lanczos
 
 # The threads of torch spin while they wait, and starve each other where anything else runs: on two
 # busy cores that made the products 10 times slower. It must be there before torch is imported.
@@ -56,7 +56,7 @@ def entropix_lanczos() -> Call:
     start = optax.tree.random_like(jax.random.key(2), params)
 
     def call() -> NDArray[Any]:
-        result = lanczos(hessian_operator(loss, params, data), start, STEPS)
+        result = lanczos(hessian(loss, params, data), start, STEPS)
         return ritz_values(result.diagonal, result.off_diagonal)
 
     return call
@@ -76,7 +76,7 @@ def bare_products() -> Call:
 
         return jax.lax.scan(one, vector, None, length=STEPS)[0]
 
-    return lambda: products(hessian_operator(loss, params, data), start)
+    return lambda: products(hessian(loss, params, data), start)
 
 
 def matfree() -> Call:

@@ -5,18 +5,16 @@ from entropix.flatness._critical_sharpness import (
     critical_sharpness,
     directional_curvature,
 )
-from entropix.flatness._eigenvalues import Eigenvalues, operator_eigenvalues, top_eigenvalues
-from entropix.flatness._estimate import Estimate
-from entropix.flatness._gradient_noise import (
-    GradientNoise,
-    LayerTemperature,
-    gradient_noise,
-    layer_temperature,
-)
-from entropix.flatness._hessian import exact_hessian, gauss_newton_operator, hessian_operator
+from entropix.flatness._eigenvalues import Eigenvalues, eigenvalues
+from entropix.flatness._entries import dense, diagonal
+from entropix.flatness._estimate import Bounded, Estimate
+from entropix.flatness._gradient_noise import GradientNoise, gradient_covariance, gradient_noise
+from entropix.flatness._hessian import gauss_newton, hessian
 from entropix.flatness._lanczos import Lanczos, lanczos
+from entropix.flatness._layer_temperature import LayerTemperature, layer_temperature
 from entropix.flatness._local_energy import LocalEnergy, local_energy
 from entropix.flatness._local_entropy import LocalEntropy, local_entropy
+from entropix.flatness._operator import Operator
 from entropix.flatness._sharpness import Sharpness, sam_sharpness
 from entropix.flatness._slices import (
     Barrier,
@@ -24,12 +22,13 @@ from entropix.flatness._slices import (
     linear_barrier,
     loss_slice,
 )
-from entropix.flatness._spectrum import Spectrum, hessian_spectrum, operator_spectrum
-from entropix.flatness._traces import operator_trace, trace
+from entropix.flatness._spectrum import Spectrum, spectrum
+from entropix.flatness._traces import trace
 from entropix.flatness._tracker import Tracker, TrackerRecord, TrackerState, tracker
 
 __all__ = [
     "Barrier",
+    "Bounded",
     "CriticalSharpness",
     "Eigenvalues",
     "Estimate",
@@ -38,30 +37,30 @@ __all__ = [
     "LayerTemperature",
     "LocalEnergy",
     "LocalEntropy",
+    "Operator",
     "Sharpness",
     "Spectrum",
     "Tracker",
     "TrackerRecord",
     "TrackerState",
     "critical_sharpness",
+    "dense",
+    "diagonal",
     "directional_curvature",
-    "exact_hessian",
+    "eigenvalues",
     "filter_normalized_direction",
-    "gauss_newton_operator",
+    "gauss_newton",
+    "gradient_covariance",
     "gradient_noise",
-    "hessian_operator",
-    "hessian_spectrum",
+    "hessian",
     "lanczos",
     "layer_temperature",
     "linear_barrier",
     "local_energy",
     "local_entropy",
     "loss_slice",
-    "operator_eigenvalues",
-    "operator_spectrum",
-    "operator_trace",
     "sam_sharpness",
-    "top_eigenvalues",
+    "spectrum",
     "trace",
     "tracker",
 ]

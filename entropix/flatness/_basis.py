@@ -11,29 +11,33 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-# Accelerators multiply in fewer bits unless told otherwise, and orthogonality would be lost.
-matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from entropix.flatness._space import Parts, Space, matmul, norm
 
 # A block is read twice in each orthogonalization, and should fit the cache for the second; but
 # small ones cost time of their own, and a program of very many is long to compile.
 _ROWS_AT_LEAST, _BLOCKS_AT_MOST = 16, 16
+# Columns that a rotation of the basis holds beside it, for each vector.
+_COLUMNS = 16384
 
-Basis: TypeAlias = tuple[jax.Array, ...]
+Basis: TypeAlias = tuple[Parts, ...]
 
 
-def empty_basis(num_vectors: int, size: int, dtype: Any) -> Basis:
-    """Room for ``num_vectors`` vectors of ``size`` numbers; vectors not yet written are 0."""
+def empty_basis(num_vectors: int, space: Space) -> Basis:
+    """Room for ``num_vectors`` vectors; vectors not yet written are 0."""
     rows = max(_ROWS_AT_LEAST, -(-num_vectors // _BLOCKS_AT_MOST))
     starts = range(0, num_vectors, rows)
-    return tuple(jnp.zeros((min(rows, num_vectors - start), size), dtype) for start in starts)
+    return tuple(space.zeros(min(rows, num_vectors - start)) for start in starts)
 
 
-def write(basis: Basis, index: jax.Array, vector: jax.Array) -> Basis:
+def write(basis: Basis, index: jax.Array, vector: Parts) -> Basis:
     """The basis with its vector ``index`` replaced."""
-    rows = basis[0].shape[0]
+    rows = len(basis[0][0])
 
-    def replace(number: int, block: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(block, vector, index - number * rows, 0)
+    def replace(number: int, block: Parts) -> Parts:
+        return tuple(
+            jax.lax.dynamic_update_index_in_dim(part, row, index - number * rows, 0)
+            for part, row in zip(block, vector, strict=True)
+        )
 
     return tuple(
         jax.lax.cond(
@@ -43,7 +47,47 @@ def write(basis: Basis, index: jax.Array, vector: jax.Array) -> Basis:
     )
 
 
-def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+def read(basis: Basis, index: jax.Array) -> Parts:
+    """The vector ``index``."""
+    rows = len(basis[0][0])
+
+    def take(block: Parts) -> Parts:
+        return tuple(jax.lax.dynamic_index_in_dim(p, index % rows, 0, False) for p in block)
+
+    if len(basis) == 1:
+        return take(basis[0])
+    found = [take(block) for block in basis]
+    return tuple(jax.lax.select_n(index // rows, *parts) for parts in zip(*found, strict=True))
+
+
+def first(basis: Basis, count: int) -> Parts:
+    """The first ``count`` vectors, a leading axis of them."""
+    rows = len(basis[0][0])
+    blocks = [
+        tuple(part[: count - number * rows] for part in block)
+        for number, block in enumerate(basis)
+        if number * rows < count
+    ]
+    return tuple(jnp.concatenate(parts) for parts in zip(*blocks, strict=True))
+
+
+def components(block: Parts, vector: Parts) -> jax.Array:
+    """The scalar products of a block's vectors with a vector."""
+    products = (
+        matmul(rows, part)
+        if part.ndim == 1
+        else jnp.tensordot(rows, part, part.ndim, precision=jax.lax.Precision.HIGHEST)
+        for rows, part in zip(block, vector, strict=True)
+    )
+    return functools.reduce(jnp.add, products)
+
+
+def all_components(basis: Basis, vector: Parts) -> jax.Array:
+    """The scalar products of all vectors with a vector."""
+    return jnp.concatenate([components(block, vector) for block in basis])
+
+
+def orthogonalize(basis: Basis, count: jax.Array, vector: Parts) -> tuple[Parts, jax.Array]:
     """What is left of a vector beside its projections on the first ``count`` basis vectors.
 
     Classical Gram-Schmidt inside a block, modified from block to block, done again where the
@@ -52,18 +96,18 @@ def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> tuple[ja
     Returns:
       What is left, and its norm.
     """
-    rows = basis[0].shape[0]
-    zero = jnp.zeros([], vector.dtype)
+    rows = len(basis[0][0])
 
-    def project(
-        block: jax.Array, carry: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def project(block: Parts, carry: tuple[Parts, jax.Array]) -> tuple[Parts, jax.Array]:
         vector, taken = carry
-        components = matmul(block, vector)
-        return vector - _weighted_sum(components, block), taken + jnp.sum(components**2)
+        along = components(block, vector)
+        left = tuple(
+            part - _weighted_sum(along, lines) for part, lines in zip(vector, block, strict=True)
+        )
+        return left, taken + jnp.sum(along**2)
 
-    def once(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-        carry = vector, zero
+    def once(vector: Parts) -> tuple[Parts, jax.Array]:
+        carry = vector, jnp.zeros([], vector[0].dtype)
         for number, block in enumerate(basis):
             carry = jax.lax.cond(
                 count > number * rows, project, lambda _, carry: carry, block, carry
@@ -71,28 +115,63 @@ def orthogonalize(basis: Basis, count: jax.Array, vector: jax.Array) -> tuple[ja
         return carry
 
     left, taken = once(vector)
-    norm = jnp.linalg.norm(left)
+    length = norm(left)
 
-    def again() -> tuple[jax.Array, jax.Array]:
+    def again() -> tuple[Parts, jax.Array]:
         final, _ = once(left)
-        return final, jnp.linalg.norm(final)
+        return final, norm(final)
 
-    return jax.lax.cond(norm**2 < taken, again, lambda: (left, norm))
+    return jax.lax.cond(length**2 < taken, again, lambda: (left, length))
 
 
 def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     """The rows times their weights, added; one fused loop where XLA's CPU matmul takes longer."""
     if len(rows) > _ROWS_AT_LEAST:
-        return matmul(weights, rows)
+        return jnp.tensordot(weights, rows, 1, precision=jax.lax.Precision.HIGHEST)
     return functools.reduce(
         jnp.add, (weight * row for weight, row in zip(weights, rows, strict=True))
     )
 
 
-def combine(basis: Basis, coefficients: jax.Array) -> jax.Array:
-    """Linear combinations of the basis vectors: (k, m) coefficients to (k, N) vectors."""
-    rows = basis[0].shape[0]
-    vectors = matmul(coefficients[:, :rows], basis[0])
-    for number, block in enumerate(basis[1:], start=1):
-        vectors = vectors + matmul(coefficients[:, number * rows : (number + 1) * rows], block)
-    return vectors
+def rotate(basis: Basis, coefficients: jax.Array) -> Basis:
+    """The basis with linear combinations of its vectors in their place.
+
+    In place, a few columns at a time; parts that are spread over devices are small on each of
+    them, and are replaced as a whole.
+
+    Args:
+      basis: m vectors.
+      coefficients: row i gives the new vector i. # shape=(m, m)
+    """
+    lengths = [len(block[0]) for block in basis]
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    parts = [_rotate_part(blocks, coefficients, ends) for blocks in zip(*basis, strict=True)]
+    return tuple(zip(*parts, strict=True))
+
+
+def _rotate_part(
+    blocks: tuple[jax.Array, ...], coefficients: jax.Array, ends: list[int]
+) -> tuple[jax.Array, ...]:
+    """`rotate` for one part of the vectors."""
+
+    def combined(rows: list[jax.Array]) -> list[jax.Array]:
+        new = jnp.tensordot(
+            coefficients, jnp.concatenate(rows), 1, precision=jax.lax.Precision.HIGHEST
+        )
+        return jnp.split(new, ends[:-1])
+
+    if blocks[0].ndim > 2 or blocks[0].shape[1] <= _COLUMNS:
+        return tuple(combined(list(blocks)))
+
+    def at(start: jax.Array | int, blocks: tuple[jax.Array, ...], width: int) -> Any:
+        slices = [jax.lax.dynamic_slice_in_dim(block, start, width, 1) for block in blocks]
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(block, new, start, 1)
+            for block, new in zip(blocks, combined(slices), strict=True)
+        )
+
+    count, rest = divmod(blocks[0].shape[1], _COLUMNS)
+    blocks = jax.lax.fori_loop(
+        0, count, lambda i, blocks: at(i * _COLUMNS, blocks, _COLUMNS), tuple(blocks)
+    )
+    return at(count * _COLUMNS, blocks, rest) if rest else blocks

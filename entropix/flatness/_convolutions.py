@@ -23,14 +23,14 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
         if jax.default_backend() != "cpu" or not _has_convolution(closed.jaxpr):
             return function(*arguments)
-        answer = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
+        answer = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shape), answer)
 
     return rewritten
 
 
 def _has_convolution(jaxpr: Any) -> bool:
-    """Whether a convolution is among the equations that `_evaluate` rewrites."""
+    """Whether a convolution is among the equations that `evaluate` rewrites."""
     return any(
         equation.primitive.name == "conv_general_dilated"
         or (equation.primitive.name in _CALLS and _has_convolution(equation.params["jaxpr"].jaxpr))
@@ -38,8 +38,8 @@ def _has_convolution(jaxpr: Any) -> bool:
     )
 
 
-def _evaluate(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
-    """Evaluates the equations one by one, convolutions through `_canonical`."""
+def evaluate(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
+    """Evaluates a program's equations and those of its calls, convolutions on CPU canonically."""
     values: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
@@ -49,11 +49,11 @@ def _evaluate(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
     values.update(zip(jaxpr.invars, arguments, strict=True))
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        if equation.primitive.name == "conv_general_dilated":
+        if equation.primitive.name == "conv_general_dilated" and jax.default_backend() == "cpu":
             answers = [_canonical(*operands, **equation.params)]
         elif equation.primitive.name in _CALLS:
             inner = equation.params["jaxpr"]
-            answers = _evaluate(inner.jaxpr, inner.consts, operands)
+            answers = evaluate(inner.jaxpr, inner.consts, operands)
         else:
             bound = equation.primitive.get_bind_params(equation.params)
             # jax 0.10.1 and before answer with a pair.

@@ -11,16 +11,27 @@ from entropix._keys import check_key, fresh_key
 
 
 class Estimate(NamedTuple):
-    """A number with its error bar.
+    """A number with the standard error of the random probes that it was estimated by.
 
     Attributes:
       mean: the estimate.
-      std_error: its standard error, of the shape of ``mean``; where the method that gives it says
-        so, a bound instead.
+      std_error: its standard error, of the shape of ``mean``; no bound.
     """
 
-    mean: jax.Array
-    std_error: jax.Array
+    mean: Any
+    std_error: Any
+
+
+class Bounded(NamedTuple):
+    """A number with a bound on its error.
+
+    Attributes:
+      value: the number.
+      bound: the number is off by no more than this.
+    """
+
+    value: jax.Array
+    bound: jax.Array
 
 
 def mean_over_probes(samples: jax.Array, axis: int = 0) -> Estimate:
@@ -29,6 +40,14 @@ def mean_over_probes(samples: jax.Array, axis: int = 0) -> Estimate:
     mean = jnp.mean(samples, axis)
     spread = jnp.std(samples, axis, ddof=1) if count > 1 else jnp.full_like(mean, jnp.nan)
     return Estimate(mean, spread / count**0.5)
+
+
+def with_rounding(estimate: Estimate, size: jax.Array, rounding: jax.Array | float) -> Estimate:
+    """The estimate with the rounding of what was added up to it, numbers of this size, in its bar.
+
+    Without it, probes that happen to agree would make a wrong number look exact.
+    """
+    return Estimate(estimate.mean, jnp.hypot(estimate.std_error, size * rounding))
 
 
 def map_probes(function: Callable[[jax.Array], Any], keys: jax.Array, batch_size: int) -> Any:

@@ -3,106 +3,168 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix.flatness._chunks import mean_over_chunks
+from entropix._masks import Mask
+from entropix.flatness._chunks import mean_over_chunks, num_examples
 from entropix.flatness._convolutions import canonical_convolutions
-from entropix.flatness._problem import check_problem
-from entropix.flatness._vectors import MatVec, vectors_like
+from entropix.flatness._operator import Operator
+from entropix.flatness._problem import (
+    Chunked,
+    Point,
+    check_inputs,
+    check_scalar,
+    checked_loss,
+    chunk_shapes,
+    chunked,
+    split_params,
+)
+from entropix.flatness._programs import hoist
 
-_DENSE_AT_MOST = 8192
+Product = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
+_PRODUCTS = ("forward_over_reverse", "reverse_over_reverse", "finite_difference")
+
+_NO_JVP_RULE = (
+    "the loss cannot be differentiated forward over reverse; product='reverse_over_reverse' needs "
+    "no JVP rule of a custom gradient, and product='finite_difference' needs gradients alone"
+)
 
 
 @dataclass(frozen=True)
 class _HessianProduct:
-    """(params, data, v) -> H v, the examples in chunks; equal, to jit too, for equal fields."""
+    """(loss, point, data, v) -> H v, the examples in chunks; equal, to jit too, by value."""
 
-    loss: Callable[[Any, Any], jax.Array]
+    kind: str
     batch_size: int | None
+    remat: bool
 
-    def __call__(self, params: Any, data: Any, v: Any) -> Any:
-        return _apply(self, params, data, v)
+    def __call__(self, loss: Chunked, point: Point, data: Any, v: Any) -> Any:
+        return _apply(self, loss, point, data, v)
 
-    def on_chunk(self, params: Any, batch: Any, v: Any) -> Any:
-        """H v of one chunk."""
-        gradient = jax.grad(lambda weights: self.loss(weights, batch))
-        return jax.jvp(gradient, (params,), (v,))[1]
+    def gradient(self, loss: Chunked, point: Point, batch: Any) -> Callable[[Any], Any]:
+        """The gradient of the loss on a batch, a function of the chosen parameters."""
+
+        def value(chosen: Any) -> jax.Array:
+            return loss(point.whole(chosen), batch)
+
+        return jax.grad(jax.checkpoint(value) if self.remat else value)
+
+    def linear(self, loss: Chunked, point: Point, batch: Any) -> Callable[[Any], Any]:
+        """v -> H v on a batch, with all that does not depend on v computed."""
+        gradient = self.gradient(loss, point, batch)
+        if self.kind == "forward_over_reverse":
+            return jax.linearize(gradient, point.chosen)[1]
+        # H is symmetric: its transpose does as well.
+        return jax.tree_util.Partial(_first, jax.vjp(gradient, point.chosen)[1])
+
+    def on_chunk(self, loss: Chunked, point: Point, batch: Any, v: Any) -> Any:
+        """H v on a batch."""
+        gradient = self.gradient(loss, point, batch)
+        if self.kind == "forward_over_reverse":
+            return jax.jvp(gradient, (point.chosen,), (v,))[1]
+        if self.kind == "reverse_over_reverse":
+            return jax.vjp(gradient, point.chosen)[1](v)[0]
+        return _central_difference(gradient, point.chosen, v)
+
+
+def _first(function: Callable[[Any], tuple[Any, ...]], v: Any) -> Any:
+    return function(v)[0]
+
+
+def _central_difference(gradient: Callable[[Any], Any], w: Any, v: Any) -> Any:
+    """(g(w + h v) - g(w - h v)) / 2 h, with the h that balances rounding and curvature."""
+    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(w))
+    length = _norm(v)
+    h = epsilon ** (1 / 3) * (1 + _norm(w)) / jnp.where(length > 0, length, 1)
+
+    def at(step: jax.Array) -> Any:
+        return gradient(jax.tree.map(lambda a, b: a + step.astype(a.dtype) * b, w, v))
+
+    return jax.tree.map(lambda a, b: (a - b) / (2 * h).astype(a.dtype), at(h), at(-h))
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of a pytree; no leaf is gathered."""
+    widest = jnp.result_type(*jax.tree.leaves(tree))
+    squares = [jnp.sum(jnp.square(leaf.astype(widest))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(functools.reduce(jnp.add, squares))
 
 
 @dataclass(frozen=True)
 class _GaussNewtonProduct:
-    """(params, data, v) -> G v, the examples in chunks; equal, to jit too, for equal fields."""
+    """(functions, point, data, v) -> G v, the examples in chunks; equal, to jit too, by value."""
 
-    outputs: Callable[[Any, Any], Any]
-    output_loss: Callable[[Any, Any], jax.Array]
     batch_size: int | None
+    remat: bool
 
-    def __call__(self, params: Any, data: Any, v: Any) -> Any:
-        return _apply(self, params, data, v)
+    def __call__(self, functions: Any, point: Point, data: Any, v: Any) -> Any:
+        return _apply(self, functions, point, data, v)
 
-    def on_chunk(self, params: Any, batch: Any, v: Any) -> Any:
-        """G v of one chunk."""
-        factors = _gauss_newton_factors(self.outputs, self.output_loss, params, batch)
-        return _gauss_newton_product(*factors, v)
+    def linear(self, functions: Any, point: Point, batch: Any) -> jax.tree_util.Partial:
+        """v -> G v on a batch, with all that does not depend on v computed."""
+        outputs, output_loss = functions
+
+        def predict(chosen: Any) -> Any:
+            return outputs(point.whole(chosen), batch)
+
+        z, jacobian = jax.linearize(
+            jax.checkpoint(predict) if self.remat else predict, point.chosen
+        )
+        output_hessian = jax.linearize(jax.grad(lambda z: output_loss(z, batch)), z)[1]
+        return jax.tree_util.Partial(_gauss_newton_apply, jacobian, output_hessian, point.chosen)
+
+    def on_chunk(self, functions: Any, point: Point, batch: Any, v: Any) -> Any:
+        """G v on a batch."""
+        return self.linear(functions, point, batch)(v)
 
 
-@functools.partial(jax.jit, static_argnames="product")
-def _apply(product: _HessianProduct | _GaussNewtonProduct, params: Any, data: Any, v: Any) -> Any:
+def _gauss_newton_apply(
+    jacobian: Callable[[Any], Any], output_hessian: Callable[[Any], Any], like: Any, v: Any
+) -> Any:
+    """J^T (output Hessian) J v."""
+    return jax.linear_transpose(jacobian, like)(output_hessian(jacobian(v)))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(product: Any, functions: Any, point: Point, data: Any, v: Any) -> Any:
     """The mean of a product over chunks."""
 
     def on_chunk(batch: Any) -> Any:
-        return canonical_convolutions(lambda w, v: product.on_chunk(w, batch, v))(params, v)
+        return canonical_convolutions(
+            lambda chosen, v: product.on_chunk(functions, point._replace(chosen=chosen), batch, v)
+        )(point.chosen, v)
 
     return mean_over_chunks(on_chunk, data, product.batch_size)
 
 
-@functools.partial(jax.jit, static_argnames="loss")
-def _hessian_factor(loss: Callable[[Any, Any], jax.Array], params: Any, data: Any) -> MatVec:
-    """The map v -> H v, with all that does not depend on v computed: a Partial of arrays."""
-    return jax.linearize(jax.grad(lambda weights: loss(weights, data)), params)[1]
+@functools.partial(jax.jit, static_argnums=0)
+def _factor(product: Any, functions: Any, point: Point, data: Any) -> jax.tree_util.Partial:
+    """v -> A v on all the data at once, a Partial of arrays."""
+    return jax.tree_util.Partial(_apply_factor, product.linear(functions, point, data))
 
 
 @jax.jit
-def _hessian_product(factor: MatVec, v: Any) -> Any:
-    """H v from `_hessian_factor`."""
+def _apply_factor(factor: Callable[[Any], Any], v: Any) -> Any:
+    """A v from `_factor`."""
     return canonical_convolutions(factor)(v)
 
 
-@functools.partial(jax.jit, static_argnames=("outputs", "output_loss"))
-def _gauss_newton_factors(
-    outputs: Callable[[Any, Any], Any],
-    output_loss: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
-) -> tuple[MatVec, MatVec, Any]:
-    """The map v -> J v, the output Hessian's product, and the parameters (J^T needs them)."""
-    z, jacobian = jax.linearize(lambda weights: outputs(weights, data), params)
-    output_hessian = jax.linearize(jax.grad(lambda z: output_loss(z, data)), z)[1]
-    return jacobian, output_hessian, params
-
-
-@jax.jit
-def _gauss_newton_product(jacobian: MatVec, output_hessian: MatVec, params: Any, v: Any) -> Any:
-    """G v from `_gauss_newton_factors`."""
-
-    def product(v: Any) -> Any:
-        return jax.linear_transpose(jacobian, params)(output_hessian(jacobian(v)))[0]
-
-    return canonical_convolutions(product)(v)
-
-
-def hessian_operator(
+def hessian(
     loss: Callable[[Any, Any], jax.Array],
     params: Any,
     data: Any,
     *,
     batch_size: int | None = None,
-) -> jax.tree_util.Partial:
-    r"""The Hessian of a loss as a function of a vector, never formed (Pearlmutter's trick).
+    mask: Mask | None = None,
+    product: Product = "forward_over_reverse",
+    remat: bool = False,
+    dtype: Any = None,
+) -> Operator:
+    r"""The Hessian of a loss as an operator, never formed.
 
     .. math:: v \mapsto H v = \frac{d}{d\epsilon} \nabla f(w + \epsilon v) \Big|_{\epsilon = 0}
 
@@ -111,49 +173,88 @@ def hessian_operator(
     ``batch_size`` a product linearizes each chunk anew, costs about 1.3 gradients, and needs
     memory for one chunk.
 
+    Three ways lead to a product. ``"forward_over_reverse"`` is the cheapest, and exact up to the
+    rounding of the arithmetic. ``"reverse_over_reverse"`` is as exact, and works where a custom
+    gradient has no rule for forward differentiation, as those of attention kernels.
+    ``"finite_difference"`` takes two gradients, at points :math:`w \pm h v`; it works with any
+    gradient and needs no more memory than one, and its relative error is about the rounding
+    unit to the power 2/3: 1e-4 in float32, 1e-10 in float64.
+
     Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once for
-        each function object: pass the same one each time.
-      params: w, a pytree of float arrays.
+      loss: f(params, batch) -> scalar, a mean over the examples of the batch. It may be a pytree
+        that can be called, or a closure over arrays: these are arguments of the compiled
+        programs, and another one of the same code and shapes compiles nothing.
+      params: w, a pytree of float arrays. They may be sharded over devices: vectors are then
+        sharded as they are.
       data: a pytree of arrays with one leading axis of n examples. It may be sharded over devices
         along that axis.
       batch_size: examples in a chunk. Default all n.
+      mask: the parameters to differentiate in, the others being fixed: a pytree prefix of
+        ``params`` with boolean leaves, or a function of a leaf's path (a tuple of
+        ``jax.tree_util`` keys) to a boolean. Default all. The answer is a diagonal block of the
+        full Hessian.
+      product: the way to a product, see above. Default ``"forward_over_reverse"``.
+      remat: compute intermediate values of the loss again in each product, instead of keeping
+        them: less memory for about one more forward pass. Default False.
+      dtype: a float type that parameters and float data of fewer bits are cast to first.
+        Default None. With bfloat16 parameters, ``jax.numpy.float32`` gives products without
+        bfloat16's rounding, of which every bound has to leave room for 2^-7 otherwise.
 
     Returns:
-      A function of a pytree like ``params`` to another; it is a pytree itself
-      (``jax.tree_util.Partial``), so it goes into jitted functions as an argument.
+      An `Operator` on pytrees like ``params``.
 
     Raises:
-      TypeError: a parameter is not a float array, or ``batch_size`` is not an integer.
+      TypeError: a parameter is not a float array, ``batch_size`` is not an integer, or the loss
+        cannot be differentiated in the way asked for; the message then names another.
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
-        or ``batch_size`` is below 1.
+        ``batch_size`` is below 1, the mask does not fit, ``product`` is unknown, or finite
+        differences are asked for in fewer than 32 bits.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
-      >>> hessian = hessian_operator(loss, jnp.ones(2), jnp.array([[2.0, 0.0], [0.0, 4.0]]))
-      >>> print(hessian(jnp.ones(2)))
+      >>> H = hessian(loss, jnp.ones(2), jnp.array([[2.0, 0.0], [0.0, 4.0]]))
+      >>> print(H @ jnp.ones(2))
       [2. 8.]
 
     Reference:
       Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
     """
-    warn_if_backend_is_faulty()
-    check_problem(loss, params, data, batch_size)
-    if batch_size is None:
-        return jax.tree_util.Partial(_hessian_product, _hessian_factor(loss, params, data))
-    return jax.tree_util.Partial(_HessianProduct(loss, batch_size), params, data)
+    if product not in _PRODUCTS:
+        raise ValueError(f"product must be one of {_PRODUCTS}, got {product!r}")
+    params, data = _cast(params, dtype), _cast(data, dtype)
+    traced = checked_loss(loss, params, data, batch_size)
+    point, space = split_params(params, mask)
+    rounding = max(traced.rounding, space.rounding)
+    if product == "finite_difference":
+        if space.rounding > jnp.finfo(jnp.float32).eps:
+            raise ValueError(
+                "product='finite_difference' needs parameters of at least 32 bits, got "
+                f"{sorted({str(leaf.dtype) for leaf in space.leaves})}; dtype=jnp.float32 casts"
+            )
+        rounding = 10 * rounding ** (2 / 3)
+    way = _HessianProduct(product, _chunk(data, batch_size), remat)
+    try:
+        matvec = _matvec(way, traced, point, data, linear=product != "finite_difference")
+    except TypeError as error:
+        if product != "forward_over_reverse" or "custom_vjp" not in str(error):
+            raise
+        raise TypeError(f"{_NO_JVP_RULE}: {error}") from error
+    return Operator(matvec, space, rounding)
 
 
-def gauss_newton_operator(
+def gauss_newton(
     outputs: Callable[[Any, Any], Any],
     output_loss: Callable[[Any, Any], jax.Array],
     params: Any,
     data: Any,
     *,
     batch_size: int | None = None,
-) -> jax.tree_util.Partial:
-    r"""The generalized Gauss-Newton matrix of a loss as a function of a vector, never formed.
+    mask: Mask | None = None,
+    remat: bool = False,
+    dtype: Any = None,
+) -> Operator:
+    r"""The generalized Gauss-Newton matrix of a loss as an operator, never formed.
 
     .. math:: v \mapsto G v = J^T \, \nabla_z^2 \ell(z) \, J v, \qquad z = z(w), \quad
        J = \frac{\partial z}{\partial w}
@@ -163,94 +264,89 @@ def gauss_newton_operator(
     logits, and to the Hessian where z is linear in w.
 
     Args:
-      outputs: z(params, batch) -> a pytree of arrays, such as the logits of a batch. Compiled once
-        for each function object.
+      outputs: z(params, batch) -> a pytree of arrays, such as the logits of a batch. As a loss of
+        `hessian`, it may hold arrays of its own.
       output_loss: l(z, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       data: a pytree of arrays with one leading axis of n examples.
       batch_size: examples in a chunk. Default all n.
+      mask: the parameters to differentiate in (see `hessian`). Default all.
+      remat: compute intermediate values again in each product (see `hessian`). Default False.
+      dtype: a float type that parameters and data of fewer bits are cast to. Default None.
 
     Returns:
-      A function of a pytree like ``params`` to another, as `hessian_operator` gives.
+      An `Operator` on pytrees like ``params``.
 
     Raises:
       TypeError: a parameter is not a float array, or ``batch_size`` is not an integer.
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
-        or ``batch_size`` is below 1.
+        ``batch_size`` is below 1, or the mask does not fit.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> predict = lambda w, x: jnp.tanh(x @ w)
       >>> square = lambda z, x: jnp.mean(z**2) / 2
-      >>> product = gauss_newton_operator(predict, square, jnp.zeros(2), jnp.eye(2))
-      >>> print(product(jnp.ones(2)))
+      >>> G = gauss_newton(predict, square, jnp.zeros(2), jnp.eye(2))
+      >>> print(G @ jnp.ones(2))
       [0.5 0.5]
 
     Reference:
       Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, Neural
       Computation 14 (2002).
     """
+    params, data = _cast(params, dtype), _cast(data, dtype)
     warn_if_backend_is_faulty()
-    check_problem(
-        lambda params, batch: output_loss(outputs(params, batch), batch), params, data, batch_size
-    )
-    if batch_size is None:
-        factors = _gauss_newton_factors(outputs, output_loss, params, data)
-        return jax.tree_util.Partial(_gauss_newton_product, *factors)
-    product = _GaussNewtonProduct(outputs, output_loss, batch_size)
-    return jax.tree_util.Partial(product, params, data)
+    check_inputs(params, data, batch_size)
+    predict = chunked(outputs, params, data, batch_size)
+    measure = _output_loss(output_loss, predict, data, batch_size)
+    check_scalar(measure.full.program.answer)
+    point, space = split_params(params, mask)
+    way = _GaussNewtonProduct(_chunk(data, batch_size), remat)
+    matvec = _matvec(way, (predict, measure), point, data, linear=True)
+    return Operator(matvec, space, max(predict.rounding, measure.rounding, space.rounding))
 
 
-def exact_hessian(
-    loss: Callable[[Any, Any], jax.Array],
-    params: Any,
+def _output_loss(
+    output_loss: Callable[[Any, Any], jax.Array],
+    predict: Chunked,
     data: Any,
-    *,
-    batch_size: int | None = None,
-) -> jax.Array:
-    r"""The Hessian of a loss as a dense symmetric matrix, for up to 8,192 parameters.
-
-    .. math:: H_{ij} = \frac{\partial^2 f}{\partial w_i \partial w_j}
-
-    Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch.
-      params: w, a pytree of N <= 8192 float numbers.
-      data: a pytree of arrays with one leading axis of n examples.
-      batch_size: examples in a chunk. Default all n.
-
-    Returns:
-      The matrix, rows and columns in the order of ``jax.flatten_util.ravel_pytree``, symmetric to
-      the last bit. # shape=(N, N)
-
-    Raises:
-      TypeError: a parameter is not a float array, or ``batch_size`` is not an integer.
-      ValueError: there are more than 8,192 parameters, or the arguments are refused by
-        `hessian_operator`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
-      >>> print(exact_hessian(loss, jnp.ones(2), jnp.array([[2.0, 0.0], [0.0, 4.0]])))
-      [[2. 0.]
-       [0. 8.]]
-    """
-    operator = hessian_operator(loss, params, data, batch_size=batch_size)
-    size = vectors_like(params).size
-    if size > _DENSE_AT_MOST:
-        raise ValueError(
-            f"exact_hessian forms an N x N matrix: params must hold N <= {_DENSE_AT_MOST} numbers, "
-            f"got {size}; hessian_spectrum and top_eigenvalues form none"
-        )
-    return _dense(operator, params)
-
-
-@jax.jit
-def _dense(operator: MatVec, like: Any) -> jax.Array:
-    """The symmetric matrix of an operator, column by column."""
-    space = vectors_like(like)
-    columns = jax.lax.map(
-        lambda unit: space.flatten(operator(space.unflatten(unit))),
-        jnp.eye(space.size, dtype=space.dtype),
-        batch_size=16,
+    batch_size: int | None,
+) -> Chunked:
+    """The loss of the outputs, traced for the outputs of each size of a chunk."""
+    full, last = chunk_shapes(data, batch_size)
+    return Chunked(
+        hoist(output_loss, predict.full.program.answer, full),
+        None if predict.last is None else hoist(output_loss, predict.last.program.answer, last),
     )
-    return (columns + columns.T) / 2
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """The float leaves of fewer bits than a dtype, cast to it."""
+    if dtype is None:
+        return tree
+
+    def cast(leaf: Any) -> Any:
+        found = jnp.result_type(leaf)
+        is_narrower = jnp.issubdtype(found, jnp.floating) and (
+            found.itemsize < jnp.dtype(dtype).itemsize
+        )
+        return jnp.asarray(leaf, dtype) if is_narrower else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def _chunk(data: Any, batch_size: int | None) -> int | None:
+    """The examples in a chunk, None where one chunk holds all."""
+    return None if batch_size is None or batch_size >= num_examples(data) else batch_size
+
+
+def _matvec(
+    way: Any, functions: Any, point: Point, data: Any, *, linear: bool
+) -> jax.tree_util.Partial:
+    """The operator's function: linearized where the data are one chunk."""
+    data = jax.tree.map(jnp.asarray, data)
+    if way.batch_size is None and linear:
+        return _factor(way, functions, point, data)
+    # Traced here, for its errors to come before any work.
+    jax.eval_shape(functools.partial(_apply, way), functions, point, data, point.chosen)
+    return jax.tree_util.Partial(way, functions, point, data)

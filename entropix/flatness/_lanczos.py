@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from entropix._checks import check_integer
-from entropix.flatness._basis import Basis, empty_basis, matmul, orthogonalize, write
-from entropix.flatness._vectors import MatVec, check_operator, vectors_like
+from entropix.flatness._basis import Basis, empty_basis, orthogonalize, write
+from entropix.flatness._operator import Operator, check_operator
+from entropix.flatness._space import Parts, dot, norm, scale, subtract, unit
 
 
 class Lanczos(NamedTuple):
@@ -32,7 +33,7 @@ class Lanczos(NamedTuple):
     basis: Any
 
 
-def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False) -> Lanczos:
+def lanczos(operator: Operator, v0: Any, num_steps: int, *, with_basis: bool = False) -> Lanczos:
     r"""Reduces a symmetric operator to a tridiagonal matrix on a Krylov space.
 
     .. math:: \beta_j q_{j+1} = A q_j - \alpha_j q_j - \beta_{j-1} q_{j-1}, \qquad
@@ -40,17 +41,13 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
 
     Each new vector is orthogonalized against all before it, so the Ritz values (eigenvalues of T)
     have no ghosts. Where the next vector would be rounding noise, because the Krylov space is
-    exhausted, the process stops: the remaining entries are 0, no product is spent on them, and
-    ``num_steps`` says so. Memory is m vectors; time is m products and about :math:`m^2` reads of a
-    vector.
+    exhausted, or a product is not finite, the process stops: the remaining entries are 0, no
+    product is spent on them, and ``num_steps`` says so. Memory is m vectors; time is m products
+    and about :math:`m^2` reads of a vector.
 
     Args:
-      matvec: v -> A v on pytrees like ``v0``, linear and symmetric; such as the answer of
-        `hessian_operator` or `gauss_newton_operator`, or any function. A
-        ``jax.tree_util.Partial`` passes its arrays as arguments: nothing is compiled again for
-        another one with the same function. A plain function is compiled once for each function
-        object.
-      v0: starting vector, a pytree of float arrays. Not 0; its scale does not matter.
+      operator: A, an `Operator`, such as the answer of `hessian`.
+      v0: starting vector, a pytree like the operator's. Not 0; its scale does not matter.
       num_steps: m, at most the dimension of ``v0`` (clipped to it).
       with_basis: whether to return the basis. Default False.
 
@@ -58,13 +55,15 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
       A `Lanczos`.
 
     Raises:
-      TypeError: ``v0`` holds anything but float arrays, or ``num_steps`` is not an integer.
-      ValueError: ``num_steps`` is below 1, or ``matvec`` does not answer in the shapes of ``v0``.
+      TypeError: ``operator`` is no `Operator`, or ``num_steps`` is not an integer.
+      ValueError: ``num_steps`` is below 1, or ``v0`` is 0, not finite, or of other shapes than the
+        operator's vectors.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> A = jnp.array([[2.0, 1.0], [1.0, 2.0]])
-      >>> result = lanczos(lambda v: A @ v, jnp.array([1.0, 0.0]), num_steps=5)
+      >>> matrix = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+      >>> A = Operator.from_matvec(lambda v: matrix @ v, jnp.zeros(2))
+      >>> result = lanczos(A, jnp.array([1.0, 0.0]), num_steps=5)
       >>> result.diagonal.tolist(), result.off_diagonal.tolist(), int(result.num_steps)
       ([2.0, 2.0], [1.0], 2)
 
@@ -74,73 +73,93 @@ def lanczos(matvec: MatVec, v0: Any, num_steps: int, *, with_basis: bool = False
       enough).
     """
     check_integer("num_steps", num_steps, at_least=1)
-    operator = check_operator(matvec, v0)
-    num_steps = min(int(num_steps), vectors_like(v0).size)
-    return _lanczos(operator, v0, num_steps=num_steps, with_basis=with_basis)
+    check_operator(operator)
+    expected, got = (
+        jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), tree)
+        for tree in (operator.space.like, v0)
+    )
+    if expected != got:
+        raise ValueError(
+            f"v0 must have the shapes of the operator's vectors, {expected}, got {got}"
+        )
+    v0 = jax.tree.map(jnp.asarray, v0)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(v0)):
+        length = float(norm(operator.space.parts(v0)))
+        if not 0 < length < float("inf"):
+            raise ValueError(f"v0 must be finite and not 0, got one of norm {length}")
+    return _lanczos(
+        operator, v0, num_steps=min(int(num_steps), operator.size), with_basis=with_basis
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "with_basis"))
-def _lanczos(operator: MatVec, v0: Any, *, num_steps: int, with_basis: bool) -> Lanczos:
+def _lanczos(operator: Operator, v0: Any, *, num_steps: int, with_basis: bool) -> Lanczos:
     """The compiled part of `lanczos`."""
-    space = vectors_like(v0)
-    result, basis = tridiagonalize(operator, space.flatten(v0), v0, num_steps)
+    space = operator.space
+    result, basis = tridiagonalize(operator, space.parts(v0), num_steps)
     if not with_basis:
         return result
-    return result._replace(basis=jax.vmap(space.unflatten)(jnp.concatenate(basis)))
+    rows = tuple(jnp.concatenate(parts) for parts in zip(*basis, strict=True))
+    return result._replace(basis=jax.vmap(space.tree)(rows))
 
 
 def tridiagonalize(
-    operator: MatVec, start: jax.Array, like: Any, num_steps: int
+    operator: Operator, start: Parts, num_steps: int, *, reorthogonalize: bool = True
 ) -> tuple[Lanczos, Basis]:
-    """`lanczos` on flat vectors, for use inside a compiled function.
+    """`lanczos` on vectors as the Krylov methods hold them, for use inside a compiled function.
 
     Args:
-      operator: v -> A v on pytrees like ``like``.
-      start: starting vector, flat. # shape=(N,)
-      like: pytree that gives the structure of the operator's argument.
+      operator: A.
+      start: starting vector.
       num_steps: m, at most N.
+      reorthogonalize: whether to keep the basis and each vector orthogonal to it. Without, memory
+        is three vectors and no vector is read again; eigenvalues that have converged then appear
+        more than once, the copies sharing the weight of the one.
 
     Returns:
-      The answer without its basis, and the basis as blocks.
+      The answer without its basis, and the basis as blocks, empty without ``reorthogonalize``.
     """
-    space = vectors_like(like)
+    space = operator.space
     epsilon = jnp.finfo(space.dtype).eps
 
-    def product(vector: jax.Array) -> jax.Array:
-        return space.flatten(operator(space.unflatten(vector)))
-
-    def step(index: jax.Array, carry: Any) -> Any:
-        basis, diagonal, off_diagonal, q, previous, beta, scale, taken, alive = carry
-        basis = write(basis, index, q)
-        w = jax.lax.cond(alive, product, jnp.zeros_like, q)
-        alpha = matmul(q, w)
-        w, beta = orthogonalize(basis, index + 1, w - alpha * q - beta * previous)
+    def step(carry: Any) -> Any:
+        index, basis, diagonal, off_diagonal, q, previous, beta, size, _ = carry
+        w = operator.product(q)
+        alpha = dot(q, w)
+        w = subtract(w, (alpha, q), (beta, previous))
+        if reorthogonalize:
+            basis = write(basis, index, q)
+            w, beta = orthogonalize(basis, index + 1, w)
+        else:
+            # The coefficient as rounding left it, taken out once more.
+            w = subtract(w, (dot(q, w), q))
+            beta = norm(w)
         # The operator's size as far as it has shown: rounding noise is a small multiple of it.
-        scale = jnp.maximum(scale, jnp.abs(alpha) + beta)
-        goes_on = alive & (beta > 100 * epsilon * scale)
-        beta = jnp.where(goes_on, beta, 0)
-        next_q = jnp.where(goes_on, w / jnp.where(goes_on, beta, 1), 0)
+        size = jnp.maximum(size, jnp.abs(alpha) + beta)
+        goes_on = beta > 100 * epsilon * size
+        beta = jnp.where(goes_on | jnp.isnan(beta), beta, 0)
+        following = scale(jnp.where(goes_on, 1 / jnp.where(goes_on, beta, 1), 0), w)
         return (
+            index + 1,
             basis,
             diagonal.at[index].set(alpha),
             off_diagonal.at[index].set(beta),
-            next_q,
+            following,
             q,
             beta,
-            scale,
-            taken + alive.astype(jnp.int32),
-            goes_on,
+            size,
+            goes_on & jnp.isfinite(beta),
         )
 
     zero = jnp.zeros([], space.dtype)
     entries = jnp.zeros(num_steps, space.dtype)
-    q = start / jnp.linalg.norm(start)
+    q = unit(start)
     carry = (
-        empty_basis(num_steps, space.size, space.dtype),
-        entries, entries, q, jnp.zeros_like(q), zero, zero,
-        jnp.zeros([], jnp.int32), jnp.ones([], bool),
+        jnp.zeros([], jnp.int32),
+        empty_basis(num_steps, space) if reorthogonalize else (),
+        entries, entries, q, space.zeros(), zero, zero, jnp.ones([], bool),
     )  # fmt: skip
-    basis, diagonal, off_diagonal, _, _, beta, _, taken, _ = jax.lax.fori_loop(
-        0, num_steps, step, carry
+    taken, basis, diagonal, off_diagonal, _, _, beta, _, _ = jax.lax.while_loop(
+        lambda carry: carry[-1] & (carry[0] < num_steps), step, carry
     )
     return Lanczos(diagonal, off_diagonal[:-1], beta, taken, None), basis

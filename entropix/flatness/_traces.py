@@ -1,129 +1,98 @@
 """Trace of a symmetric operator from products with random vectors."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
-from entropix.flatness._basis import matmul
-from entropix.flatness._estimate import Estimate, map_probes, mean_over_probes
-from entropix.flatness._hessian import hessian_operator
-from entropix.flatness._vectors import MatVec, check_operator, vectors_like
+from entropix.flatness._basis import (
+    Basis,
+    all_components,
+    empty_basis,
+    orthogonalize,
+    read,
+    write,
+)
+from entropix.flatness._estimate import Estimate, map_probes, mean_over_probes, with_rounding
+from entropix.flatness._operator import Operator, check_operator
+from entropix.flatness._space import Parts, dot, scale, unit
 
-Method = Literal["hutch++", "hutchinson"]
+# Answers of the jackknife.
+_GROUPS = 32
+
+Method = Literal["xtrace", "hutchinson"]
 
 
 def trace(
-    loss: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
+    operator: Operator,
     key: jax.Array | int,
     *,
-    num_probes: int = 99,
-    method: Method = "hutch++",
-    batch_size: int | None = None,
+    num_probes: int = 100,
+    method: Method = "xtrace",
     probe_batch_size: int = 1,
 ) -> Estimate:
-    r"""Trace of the Hessian of a loss.
+    r"""Trace of a symmetric operator.
 
-    Hutchinson's estimator is the mean of :math:`v^T H v` over random signs v. Hutch++ first finds
-    an orthonormal basis Q of the range of H S, S a third of the probes, takes the trace on it
-    exactly, and estimates only what is left:
+    Hutchinson's estimator is the mean of :math:`v^T A v` over random signs v. XTrace spends half
+    of its products on the images of s random vectors, with an orthonormal basis Q of them, and
+    half on :math:`A Q`. It leaves out one vector at a time, takes the trace exactly on the basis
+    :math:`Q_i` of the others' images, and estimates what is left with the one left out:
 
-    .. math:: \mathrm{tr}\, H = \mathrm{tr}(Q^T H Q) + E_v [v^T P H P v], \qquad P = I - Q Q^T
+    .. math:: \mathrm{tr}\, A \approx \frac1s \sum_{i=1}^s \Big[ \mathrm{tr}(Q_i^T A Q_i) +
+       \frac{N - s + 1}{|P_i v_i|^2} \, v_i^T P_i A P_i v_i \Big], \qquad P_i = I - Q_i Q_i^T
 
-    Hessians have a few large eigenvalues, so its error is a half to a third of Hutchinson's for
-    the same products. Both are without bias.
+    Every vector serves twice. Hessians have a few large eigenvalues, which the bases hold, so its
+    error is far below Hutchinson's for the same products. Both are without bias.
 
     Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once for
-        each function object: pass the same one each time.
-      params: w, a pytree of N float numbers.
-      data: a pytree of arrays with one leading axis of n examples.
+      operator: A, an `Operator`, such as the answer of `hessian`.
       key: an integer seed or a key of ``jax.random.key``.
-      num_probes: products Hv to spend. At least 2, and 6 with ``"hutch++"``. Default 99.
-      method: ``"hutch++"`` (default; memory of a third of ``num_probes`` vectors, and the exact
-        trace where that is N or more) or ``"hutchinson"`` (memory of one vector).
-      batch_size: examples in a chunk. Default all n at once (see `hessian_operator`).
-      probe_batch_size: products computed at the same time. Default 1, the least memory.
+      num_probes: products to spend; at least 2, and 4 with ``"xtrace"``, which spends an even
+        number of them, at most 2 N. Default 100.
+      method: ``"xtrace"`` (default; memory of half of ``num_probes`` vectors, and the exact trace
+        where that is N or more) or ``"hutchinson"`` (memory of one vector).
+      probe_batch_size: products of Hutchinson's method computed at the same time. Default 1, the
+        least memory.
 
     Returns:
-      An `Estimate`; its standard error is over the products that sample what is left.
+      An `Estimate`. The standard error is that of a mean with ``"hutchinson"``. The summands of
+      ``"xtrace"`` depend on each other, and their spread would be too small; its standard error is
+      the jackknife's, from the estimates that leave out a vector altogether, which by Efron's and
+      Stein's inequality is not too small on average, and is up to twice too large.
 
     Raises:
-      TypeError: a parameter is not a float array, or a number is not an integer.
-      ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
-        a number is too small, or ``method`` is unknown.
+      TypeError: ``operator`` is no `Operator`, or a number is not an integer.
+      ValueError: a number is too small, or ``method`` is unknown.
 
     Examples:
       >>> import jax, jax.numpy as jnp
+      >>> from entropix.flatness import hessian
       >>> loss = lambda w, x: jnp.mean((x @ w) ** 2) / 2
-      >>> data = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
-      >>> print(f"{trace(loss, jnp.zeros(3), data, jax.random.key(0)).mean:.3f}")
+      >>> H = hessian(loss, jnp.zeros(3), jnp.diag(jnp.array([1.0, 2.0, 3.0])))
+      >>> print(f"{trace(H, jax.random.key(0)).mean:.3f}")
       4.667
 
     Reference:
-      Hutchinson, Commun. Stat. Simul. 19 (1990); Meyer, Musco, Musco and Woodruff, Hutch++:
-      Optimal stochastic trace estimation, SOSA 2021.
+      Hutchinson, Commun. Stat. Simul. 19 (1990); Epperly, Tropp and Webber, `XTrace: making the
+      most of every sample in stochastic trace estimation <https://arxiv.org/abs/2301.07825>`_,
+      SIAM J. Matrix Anal. Appl. 45 (2024); Efron and Stein, The jackknife estimate of variance,
+      Ann. Stat. 9 (1981).
     """
-    return operator_trace(
-        hessian_operator(loss, params, data, batch_size=batch_size),
-        params,
-        key,
-        num_probes=num_probes,
-        method=method,
-        probe_batch_size=probe_batch_size,
-    )
-
-
-def operator_trace(
-    matvec: MatVec,
-    like: Any,
-    key: jax.Array | int,
-    *,
-    num_probes: int = 99,
-    method: Method = "hutch++",
-    probe_batch_size: int = 1,
-) -> Estimate:
-    """Trace of any symmetric operator on a pytree: see `trace`.
-
-    Args:
-      matvec: v -> A v on pytrees like ``like``, linear and symmetric (see `lanczos`).
-      like: a pytree of float arrays that gives the structure and shapes of v.
-      key: an integer seed or a key of ``jax.random.key``.
-      num_probes: products to spend. At least 2, and 6 with ``"hutch++"``; default 99.
-      method: ``"hutch++"`` (default) or ``"hutchinson"``.
-      probe_batch_size: products computed at the same time. Default 1, the least memory.
-
-    Returns:
-      An `Estimate`.
-
-    Raises:
-      TypeError: ``like`` holds anything but float arrays, or a number is not an integer.
-      ValueError: a number is too small, ``method`` is unknown, or ``matvec`` does not answer in
-        the shapes of ``like``.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp
-      >>> scale = jnp.arange(100.0)
-      >>> estimate = operator_trace(lambda v: scale * v, scale, jax.random.key(0))
-      >>> bool(abs(estimate.mean - scale.sum()) < 4 * estimate.std_error)
-      True
-    """
-    if method not in ("hutch++", "hutchinson"):
-        raise ValueError(f"method must be 'hutch++' or 'hutchinson', got {method!r}")
-    check_integer("num_probes", num_probes, at_least=6 if method == "hutch++" else 2)
+    check_operator(operator)
+    if method not in ("xtrace", "hutchinson"):
+        raise ValueError(f"method must be 'xtrace' or 'hutchinson', got {method!r}")
+    check_integer("num_probes", num_probes, at_least=4 if method == "xtrace" else 2)
     check_integer("probe_batch_size", probe_batch_size, at_least=1)
     check_key(key)
-    operator = check_operator(matvec, like)
-    estimate = _hutch_plus_plus if method == "hutch++" else _hutchinson
-    return estimate(
+    if method == "xtrace":
+        count = min(int(num_probes) // 2, operator.size)
+        return _xtrace(operator, fresh_key(key), count=count)
+    return _hutchinson(
         operator,
-        like,
         fresh_key(key),
         num_probes=int(num_probes),
         probe_batch_size=int(probe_batch_size),
@@ -132,47 +101,122 @@ def operator_trace(
 
 @functools.partial(jax.jit, static_argnames=("num_probes", "probe_batch_size"))
 def _hutchinson(
-    operator: MatVec, like: Any, key: jax.Array, *, num_probes: int, probe_batch_size: int
+    operator: Operator, key: jax.Array, *, num_probes: int, probe_batch_size: int
 ) -> Estimate:
     """Mean of v^T A v over random signs."""
-    space = vectors_like(like)
 
     def sample(key: jax.Array) -> jax.Array:
-        v = jax.random.rademacher(key, (space.size,), space.dtype)
-        return matmul(v, space.flatten(operator(space.unflatten(v))))
+        v = operator.space.draw(jax.random.rademacher, key)
+        return dot(v, operator.product(v))
 
-    keys = jax.random.split(key, num_probes)
-    return mean_over_probes(map_probes(sample, keys, probe_batch_size))
+    samples = map_probes(sample, jax.random.split(key, num_probes), probe_batch_size)
+    size = jnp.mean(jnp.abs(samples))
+    return with_rounding(mean_over_probes(samples), size, operator.rounding)
 
 
-@functools.partial(jax.jit, static_argnames=("num_probes", "probe_batch_size"))
-def _hutch_plus_plus(
-    operator: MatVec, like: Any, key: jax.Array, *, num_probes: int, probe_batch_size: int
-) -> Estimate:
-    """The exact trace on a sketch of the range, and Hutchinson's mean on its complement."""
-    space = vectors_like(like)
-    rank = min(num_probes // 3, space.size)
-    sketch_key, sample_key = jax.random.split(key)
+@functools.partial(jax.jit, static_argnames="count")
+def _xtrace(operator: Operator, key: jax.Array, *, count: int) -> Estimate:
+    """XTrace; with Q, R of the images and W = Q^T V all that remains is small matrices."""
+    space = operator.space
+    dtype = space.dtype
+    epsilon = jnp.finfo(dtype).eps
+    keys = jax.random.split(key, count)
 
-    def product(vector: jax.Array) -> jax.Array:
-        return space.flatten(operator(space.unflatten(vector)))
+    def probe(index: jax.Array) -> Parts:
+        return space.draw(jax.random.normal, keys[index])
 
-    def sketch(key: jax.Array) -> jax.Array:
-        return product(jax.random.rademacher(key, (space.size,), space.dtype))
+    def add_image(index: jax.Array, carry: tuple[Basis, jax.Array, jax.Array]) -> Any:
+        basis, r, largest = carry
+        image = operator.product(probe(index))
+        rest, length = orthogonalize(basis, index, image)
+        largest = jnp.maximum(largest, jnp.sqrt(dot(image, image)))
+        # An image inside the range of the others is followed by any direction outside of it.
+        is_new = ~(length <= 100 * epsilon * largest)
 
-    images = map_probes(sketch, jax.random.split(sketch_key, rank), probe_batch_size)
-    q, _ = jnp.linalg.qr(images.T)
+        def other() -> Parts:
+            v = space.draw(jax.random.normal, jax.random.fold_in(keys[index], 1))
+            return unit(orthogonalize(basis, index, v)[0])
 
-    def on_range(column: jax.Array) -> jax.Array:
-        return matmul(column, product(column))
+        direction = jax.lax.cond(
+            is_new, lambda: scale(1 / jnp.where(is_new, length, 1), rest), other
+        )
+        basis = write(basis, index, direction)
+        along = all_components(basis, image)
+        least = epsilon * jnp.where(largest > 0, largest, 1)
+        along = along.at[index].set(jnp.where(is_new, along[index], least))
+        return basis, r.at[:, index].set(along), largest
 
-    exact = jnp.sum(map_probes(on_range, q.T, probe_batch_size))
+    basis, r, _ = jax.lax.fori_loop(
+        0,
+        count,
+        add_image,
+        (empty_basis(count, space), jnp.zeros((count, count), dtype), jnp.zeros([], dtype)),
+    )
 
-    def sample(key: jax.Array) -> jax.Array:
-        v = jax.random.rademacher(key, (space.size,), space.dtype)
-        v = v - matmul(q, matmul(v, q))
-        return matmul(v, product(v))
+    def on_basis(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        v = probe(index)
+        return (
+            dot(v, v),
+            all_components(basis, v),
+            all_components(basis, operator.product(read(basis, index))),
+        )
 
-    keys = jax.random.split(sample_key, num_probes - 2 * rank)
-    rest = mean_over_probes(map_probes(sample, keys, probe_batch_size))
-    return Estimate(exact + rest.mean, rest.std_error)
+    indices = jnp.arange(count, dtype=jnp.int32)
+    squares, w, h = jax.lax.map(on_basis, indices)
+    matrices = squares, w.T, r, (h + h.T) / 2
+    samples = _summands(*matrices, space.size)
+    mean, size = jnp.mean(samples), jnp.mean(jnp.abs(samples))
+    # With all of the space in the basis nothing is left to estimate.
+    spread = jnp.zeros_like(mean) if count == space.size else _jackknife(*matrices, space.size)
+    return with_rounding(Estimate(mean, spread), size, operator.rounding)
+
+
+def _summands(squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int) -> jax.Array:
+    """XTrace's summands.
+
+    Args:
+      squares: |v_i|^2. # shape=(s,)
+      w: Q^T V, a column for each vector. # shape=(s, s)
+      r: Q^T A V, upper triangular. # shape=(s, s)
+      h: Q^T A Q. # shape=(s, s)
+      size: N.
+    """
+    count = len(squares)
+    matmul = functools.partial(jnp.matmul, precision="highest")
+    # Column i is the direction of the range of Q that only image i reaches.
+    alone = jax.scipy.linalg.solve_triangular(r, jnp.eye(count, dtype=r.dtype), lower=False).T
+    alone = alone / jnp.max(jnp.abs(alone), axis=0, keepdims=True)
+    alone = alone / jnp.linalg.norm(alone, axis=0, keepdims=True)
+    x = w - alone * jnp.sum(alone * w, axis=0, keepdims=True)
+    on_basis = jnp.trace(h) - jnp.sum(alone * matmul(h, alone), axis=0)
+    outside = (
+        jnp.sum(w * r, axis=0) - 2 * jnp.sum(x * r, axis=0) + jnp.sum(x * matmul(h, x), axis=0)
+    )
+    left = jnp.maximum(squares - jnp.sum(x**2, axis=0), jnp.finfo(r.dtype).eps * squares)
+    return on_basis + (size - count + 1) / left * outside
+
+
+def _jackknife(
+    squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int
+) -> jax.Array:
+    """The standard error of XTrace's mean, from its answers without some of the vectors.
+
+    At most `_GROUPS` answers: of many vectors several are left out together. The arguments are
+    those of `_summands`.
+    """
+    count = len(squares)
+    left_out = -(-count // _GROUPS)
+    groups = count // left_out
+    numbers = np.arange(count)
+    starts = numbers[: groups * left_out : left_out]
+    kept = np.stack([np.delete(numbers, slice(i, i + left_out)) for i in starts])
+    matmul = functools.partial(jnp.matmul, precision="highest")
+
+    def without(kept: jax.Array) -> jax.Array:
+        q, rest = jnp.linalg.qr(r[:, kept])
+        inner = matmul(matmul(q.T, h), q)
+        return jnp.mean(_summands(squares[kept], matmul(q.T, w[:, kept]), rest, inner, size))
+
+    answers = jax.lax.map(without, jnp.asarray(kept))
+    variance = jnp.sum((answers - jnp.mean(answers)) ** 2) * (groups - 1) / groups
+    return jnp.sqrt(variance * count / (groups * left_out))

@@ -1,16 +1,11 @@
-"""Pytrees as flat vectors, the form that Krylov methods work on."""
+"""Pytrees as flat vectors, the form that dense matrices and chains work on."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_float_leaves
-
-MatVec: TypeAlias = Callable[[Any], Any]
 
 
 class Vectors(NamedTuple):
@@ -52,24 +47,3 @@ def vectors_like(like: Any) -> Vectors:
         )
 
     return Vectors(int(ends[-1]), dtype, flatten, unflatten)
-
-
-def check_operator(matvec: MatVec, like: Any) -> jax.tree_util.Partial:
-    """The operator as a pytree, so that compiled functions take its arrays as arguments.
-
-    Raises:
-      TypeError: ``matvec`` is not callable, or ``like`` holds anything but float arrays.
-      ValueError: ``like`` is empty, or ``matvec`` answers in another structure or other shapes.
-    """
-    warn_if_backend_is_faulty()
-    if not callable(matvec):
-        raise TypeError(f"matvec must be a function of a pytree, got {matvec!r}")
-    check_float_leaves("like", like)
-    if not jax.tree.leaves(like):
-        raise ValueError(f"like must hold at least one array, got {like!r}")
-    like = jax.eval_shape(lambda tree: tree, like)
-    answer = jax.eval_shape(matvec, like)
-    expected, got = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (like, answer))
-    if expected != got:
-        raise ValueError(f"matvec must answer in the shapes of its argument, {expected}, got {got}")
-    return matvec if isinstance(matvec, jax.tree_util.Partial) else jax.tree_util.Partial(matvec)

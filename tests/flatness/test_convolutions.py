@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropix.flatness import exact_hessian, hessian_operator, lanczos
+from entropix.flatness import dense, hessian, lanczos
 from entropix.flatness._convolutions import canonical_convolutions
 
 RNG = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def layouts(program):
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_products_in_a_loop_have_one_layout(batch_size):
-    operator = hessian_operator(loss, PARAMS, IMAGES, batch_size=batch_size)
+    operator = hessian(loss, PARAMS, IMAGES, batch_size=batch_size)
     program = jax.jit(lambda operator, v: lanczos(operator, v, 3)).lower(operator, PARAMS)
     assert layouts(program) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
     assert len(layouts(jax.jit(one_product).lower(PARAMS, IMAGES))) > 1
@@ -64,7 +64,7 @@ def test_hessian_of_a_convolution(x64):
     images = IMAGES.astype(jnp.float64)
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
     expected = jax.hessian(lambda w: loss(unflatten(w), images))(flat)
-    found = exact_hessian(loss, params, images, batch_size=4)
+    found = dense(hessian(loss, params, images, batch_size=4))
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 

@@ -8,18 +8,20 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entropix.flatness import (
-    exact_hessian,
-    gauss_newton_operator,
+    dense,
+    diagonal,
+    eigenvalues,
+    gauss_newton,
+    gradient_covariance,
     gradient_noise,
-    hessian_operator,
-    hessian_spectrum,
+    hessian,
     layer_temperature,
     linear_barrier,
     local_energy,
     local_entropy,
     loss_slice,
     sam_sharpness,
-    top_eigenvalues,
+    spectrum,
     trace,
 )
 from tests.flatness import problems
@@ -35,19 +37,28 @@ def doubled(params):
 
 # Functions of (loss, params, data, batch_size).
 ESTIMATORS = {
-    "hessian": lambda f, w, x, size: hessian_operator(f, w, x, batch_size=size)(w),
-    "gauss-newton": lambda f, w, x, size: gauss_newton_operator(same, f, w, x, batch_size=size)(w),
-    "exact hessian": lambda f, w, x, size: exact_hessian(f, w, x, batch_size=size),
-    "spectrum": lambda f, w, x, size: hessian_spectrum(
-        f, w, x, 0, num_steps=4, num_probes=2, batch_size=size
+    "hessian": lambda f, w, x, size: hessian(f, w, x, batch_size=size) @ w,
+    "gauss-newton": lambda f, w, x, size: gauss_newton(same, f, w, x, batch_size=size) @ w,
+    "reverse over reverse": lambda f, w, x, size: (
+        hessian(f, w, x, batch_size=size, product="reverse_over_reverse") @ w
+    ),
+    "gradient covariance": lambda f, w, x, size: (
+        gradient_covariance(f, w, x, batch_size=size) @ w
+    ),
+    "dense": lambda f, w, x, size: dense(hessian(f, w, x, batch_size=size)),
+    "diagonal": lambda f, w, x, size: diagonal(
+        hessian(f, w, x, batch_size=size), 0, num_probes=3
+    ),
+    "spectrum": lambda f, w, x, size: spectrum(
+        hessian(f, w, x, batch_size=size), 0, num_steps=4, num_probes=2
     )[:2],
-    "probes together": lambda f, w, x, size: hessian_spectrum(
-        f, w, x, 0, num_steps=4, num_probes=8, batch_size=size, probe_batch_size=8
+    "probes together": lambda f, w, x, size: spectrum(
+        hessian(f, w, x, batch_size=size), 0, num_steps=4, num_probes=8, probe_batch_size=8
     )[:2],
     "eigenvalues": lambda f, w, x, size: (
-        top_eigenvalues(f, w, x, 0, k=2, tol=1e-8, batch_size=size).eigenvalues
+        eigenvalues(hessian(f, w, x, batch_size=size), 0, k=2, tol=1e-8).eigenvalues
     ),
-    "trace": lambda f, w, x, size: trace(f, w, x, 0, num_probes=6, batch_size=size),
+    "trace": lambda f, w, x, size: trace(hessian(f, w, x, batch_size=size), 0, num_probes=6),
     "local energy": lambda f, w, x, size: local_energy(
         f, w, x, 0, sigma=jnp.array([0.1, 0.2]), num_samples=3, batch_size=size
     ),
@@ -96,7 +107,7 @@ def test_a_thousand_examples_in_any_chunks(name, x64):
 
 @pytest.mark.parametrize(
     ("name", "batch_size"),
-    [(name, None) for name in EVERY if name not in ("exact hessian", "sharpness of groups")]
+    [(name, None) for name in EVERY if name not in ("dense", "sharpness of groups")]
     + [("spectrum", 16)],
 )
 def test_examples_on_eight_devices_under_jit_give_the_same(name, batch_size, x64):
