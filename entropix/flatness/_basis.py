@@ -29,7 +29,7 @@ def empty_basis(num_vectors: int, space: Space) -> Basis:
     return tuple(space.zeros(min(rows, num_vectors - start)) for start in starts)
 
 
-def write(basis: Basis, index: jax.Array, vector: Parts) -> Basis:
+def write(basis: Basis, index: jax.Array | int, vector: Parts) -> Basis:
     """The basis with its vector ``index`` replaced."""
     rows = len(basis[0][0])
 
@@ -47,7 +47,7 @@ def write(basis: Basis, index: jax.Array, vector: Parts) -> Basis:
     )
 
 
-def read(basis: Basis, index: jax.Array) -> Parts:
+def read(basis: Basis, index: jax.Array | int) -> Parts:
     """The vector ``index``."""
     rows = len(basis[0][0])
 
@@ -87,7 +87,7 @@ def all_components(basis: Basis, vector: Parts) -> jax.Array:
     return jnp.concatenate([components(block, vector) for block in basis])
 
 
-def orthogonalize(basis: Basis, count: jax.Array, vector: Parts) -> tuple[Parts, jax.Array]:
+def orthogonalize(basis: Basis, count: jax.Array | int, vector: Parts) -> tuple[Parts, jax.Array]:
     """What is left of a vector beside its projections on the first ``count`` basis vectors.
 
     Classical Gram-Schmidt inside a block, modified from block to block, done again where the

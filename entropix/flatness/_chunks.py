@@ -88,7 +88,7 @@ def mean_over_chunks(fn: Callable[[Any], Tree], data: Any, batch_size: int | Non
     def chunk(index: jax.typing.ArrayLike) -> Any:
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, False), folded)
 
-    def add_chunk(index: jax.Array, carry: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+    def add_chunk(index: jax.typing.ArrayLike, carry: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
         return _compensated_add(*carry, fn(chunk(index)))
 
     zeros = jax.tree.map(

@@ -105,7 +105,7 @@ def _diagonal(operator: Operator, key: jax.Array, *, num_probes: int) -> Estimat
     space = operator.space
     zero = space.zeros()
 
-    def add(index: jax.Array, carry: tuple[Parts, Parts]) -> tuple[Parts, Parts]:
+    def add(index: jax.Array | int, carry: tuple[Parts, Parts]) -> tuple[Parts, Parts]:
         mean, squares = carry
         v = space.draw(jax.random.rademacher, jax.random.fold_in(key, index))
         samples = jax.tree.map(jnp.multiply, v, operator.product(v))

@@ -122,10 +122,10 @@ def _xtrace(operator: Operator, key: jax.Array, *, count: int) -> Estimate:
     epsilon = jnp.finfo(dtype).eps
     keys = jax.random.split(key, count)
 
-    def probe(index: jax.Array) -> Parts:
+    def probe(index: jax.Array | int) -> Parts:
         return space.draw(jax.random.normal, keys[index])
 
-    def add_image(index: jax.Array, carry: tuple[Basis, jax.Array, jax.Array]) -> Any:
+    def add_image(index: jax.Array | int, carry: tuple[Basis, jax.Array, jax.Array]) -> Any:
         basis, r, largest = carry
         image = operator.product(probe(index))
         rest, length = orthogonalize(basis, index, image)
@@ -153,7 +153,7 @@ def _xtrace(operator: Operator, key: jax.Array, *, count: int) -> Estimate:
         (empty_basis(count, space), jnp.zeros((count, count), dtype), jnp.zeros([], dtype)),
     )
 
-    def on_basis(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def on_basis(index: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
         v = probe(index)
         return (
             dot(v, v),
