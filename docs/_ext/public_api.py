@@ -26,6 +26,7 @@ import entropix
 logger = logging.getLogger(__name__)
 
 CODE_OR_ROLE = re.compile(r"(``.*?``|:\w+:`.*?`)")
+ELSEWHERE = ("flax.", "jax.", "jaxtyping.", "numpy.", "optax.")
 SHAPE = re.compile(r"#\s+shape=(.*?\)|\w+)(?:,\s+dtype=(\w+))?\s*$")
 
 
@@ -133,6 +134,8 @@ def link_short_name(
     target = node["reftarget"].removesuffix("()")
     found = [full for full in objects if full == target or full.endswith("." + target)]
     if len(found) != 1:
+        if target.startswith(ELSEWHERE):
+            return None
         logger.warning(
             "`%s` names %d entries of the library; code is written between double backticks",
             target,

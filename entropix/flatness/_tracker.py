@@ -132,7 +132,7 @@ def tracker(
     of two gradients each, the gradient that they share, and four forward passes): the default adds
     9 % to the operations of plain gradient descent, and ``every=300`` adds 3 %.
 
-    `Tracker.update` may be called inside the compiled step or outside. Under `jax.vmap` give all
+    ``update`` may be called inside the compiled step or outside. Under ``jax.vmap`` give all
     replicas one ``step``, or the measurement is made at every update.
 
     Args:
