@@ -13,11 +13,12 @@
 # %% [markdown]
 # # Entropy-SGD in one dimension, and on a network
 #
-# A minimum is worth more if its neighborhood is low too. This notebook shows what that does to a loss of one weight, lets
-# Entropy-SGD loose on it, and then trains a small Flax network in ten lines.
+# A minimum is worth more if its neighborhood is low too. This notebook shows what that does to a
+# loss of one weight, lets Entropy-SGD loose on it, and then trains a small Flax network in ten
+# lines.
 #
-# On Colab, install the library first: from a clone with `pip install .`, or with `pip install git+https://` and the
-# address of the repository. Python 3.12 or newer with jax 0.12 is best.
+# On Colab, install the library first: from a clone with `pip install .`, or with `pip install
+# git+https://` and the address of the repository. Python 3.12 or newer with jax 0.12 is best.
 
 # %%
 import os
@@ -39,18 +40,21 @@ COLORS = ("#0072B2", "#D55E00", "#009E73")  # told apart by the color-blind
 # %% [markdown]
 # ## A sharp and a wide minimum
 #
-# The loss $f$ has a wide valley on the left and a narrow, deeper one on the right. The local entropy
+# The loss $f$ has a wide valley on the left and a narrow, deeper one on the right. The local
+# entropy
 #
-# $$F(x, \gamma) = \log \int e^{-f(x') - \frac{\gamma}{2} (x - x')^2} dx' + \tfrac12 \log \frac{\gamma}{2 \pi}$$
+# $$F(x, \gamma) = \log \int e^{-f(x') - \frac{\gamma}{2} (x - x')^2} dx'
+# + \tfrac12 \log \frac{\gamma}{2 \pi}$$
 #
-# sees a neighborhood of width $1 / \sqrt\gamma$. In one dimension it is a convolution, and a grid is enough.
+# sees a neighborhood of width $1 / \sqrt\gamma$. In one dimension it is a convolution, and a grid
+# is enough.
 
 
 # %%
 def loss(x):
     wide = jnp.exp(-((x + 1.2) ** 2) / (2 * 0.7**2))
     narrow = 1.25 * jnp.exp(-((x - 1.5) ** 2) / (2 * 0.09**2))
-    return 6 * (1.3 - wide - narrow) + 0.15 * x**2
+    return 3 * (1.3 - wide - narrow) + 0.1 * x**2
 
 
 grid = jnp.linspace(-6, 6, 2401)
@@ -65,7 +69,7 @@ def local_entropy(gamma):
 
 
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
-for axis, gamma, color in zip(axes, (100.0, 15.0, 4.0), COLORS, strict=True):
+for axis, gamma, color in zip(axes, (100.0, 10.0, 1.0), COLORS, strict=True):
     smooth = -local_entropy(gamma)
     lowest = jnp.argmin(jnp.where(shown, smooth, jnp.inf))
     axis.plot(grid[shown], loss(grid)[shown], color="black", label="loss f")
@@ -76,17 +80,18 @@ for axis, gamma, color in zip(axes, (100.0, 15.0, 4.0), COLORS, strict=True):
 _ = axes[0].set_ylabel("loss, minus local entropy")
 
 # %% [markdown]
-# At $\gamma = 100$ the lowest point is still in the narrow valley. As $\gamma$ falls it moves to the wide one: the narrow
-# valley has less volume than the wide one, although it is deeper.
+# At $\gamma = 100$ the lowest point is still in the narrow valley. As $\gamma$ falls it moves to
+# the wide one: the narrow valley has less volume than the wide one, although it is deeper.
 #
 # ## Entropy-SGD on it
 #
-# Entropy-SGD estimates $-\nabla F = \gamma (x - \langle x' \rangle)$ by a walk around the anchor $x$. At temperature 1 the
-# noise of each inner step has the standard deviation $\sqrt{2 \eta'}$; the papers use far less. Two hundred walkers start
-# all over the line, and `vmap` gives each its own key.
+# Entropy-SGD estimates $-\nabla F = \gamma (x - \langle x' \rangle)$ by a walk around the anchor
+# $x$. At temperature 1 the noise of each inner step has the standard deviation $\sqrt{2 \eta'}$;
+# the papers use far less. Two hundred walkers start all over the line, and `vmap` gives each its
+# own key.
 
 # %%
-INNER_RATE = 0.003
+INNER_RATE = 0.002
 
 
 def train(tx, start, key, num_steps):
@@ -105,10 +110,10 @@ def entropic(gamma):
     return lambda key: entropix.entropy_descent(
         optax.sgd(0.3),
         optax.sgd(INNER_RATE),
-        inner_steps=200,
+        inner_steps=1000,
         gamma=gamma,
         noise_std=(2 * INNER_RATE) ** 0.5,
-        ema_decay=0.99,
+        ema_decay=0.998,
         debias=True,
         key=key,
     )
@@ -117,11 +122,11 @@ def entropic(gamma):
 starts = jnp.linspace(-3, 3, 200)
 keys = jax.random.split(jax.random.key(0), 200)
 ends = {
-    "SGD": jax.vmap(lambda x, key: train(lambda _: optax.sgd(INNER_RATE), x, key, 8000))(
+    "SGD": jax.vmap(lambda x, key: train(lambda _: optax.sgd(INNER_RATE), x, key, 60_000))(
         starts, keys
     ),
-    "γ = 15": jax.vmap(lambda x, key: train(entropic(15.0), x, key, 8000))(starts, keys),
-    "γ = 4": jax.vmap(lambda x, key: train(entropic(4.0), x, key, 8000))(starts, keys),
+    "γ = 10": jax.vmap(lambda x, key: train(entropic(10.0), x, key, 60_000))(starts, keys),
+    "γ = 1": jax.vmap(lambda x, key: train(entropic(1.0), x, key, 60_000))(starts, keys),
 }
 wide = {name: float(jnp.mean(jnp.abs(x + 1.2) < 1.0)) for name, x in ends.items()}
 print({name: f"{share:.0%} in the wide valley" for name, share in wide.items()})
@@ -135,7 +140,8 @@ axis.set(xlabel="weight x", ylabel="loss; below it, where the walkers ended")
 _ = axis.legend(frameon=False, loc="center right")
 
 # %% [markdown]
-# SGD stays in the valley in which it starts. The smaller $\gamma$, the more of the line belongs to the wide valley.
+# SGD stays in the valley in which it starts. The smaller $\gamma$, the more of the line belongs
+# to the wide valley.
 #
 # ## A Flax network in ten lines
 
