@@ -80,8 +80,9 @@ for axis, gamma, color in zip(axes, (100.0, 10.0, 1.0), COLORS, strict=True):
 _ = axes[0].set_ylabel("loss, minus local entropy")
 
 # %% [markdown]
-# At $\gamma = 100$ the lowest point is still in the narrow valley. As $\gamma$ falls it moves to
-# the wide one: the narrow valley has less volume than the wide one, although it is deeper.
+# The lowest point of $-F$ is marked. The narrow valley is the deepest place of $f$, and hardly so of
+# $-F$ at $\gamma = 100$. As $\gamma$ falls it fills up, for it has less volume than the wide one, and
+# at $\gamma = 1$ it is gone.
 #
 # ## Entropy-SGD on it
 #
@@ -140,8 +141,9 @@ axis.set(xlabel="weight x", ylabel="loss; below it, where the walkers ended")
 _ = axis.legend(frameon=False, loc="center right")
 
 # %% [markdown]
-# SGD stays in the valley in which it starts. The smaller $\gamma$, the more of the line belongs
-# to the wide valley.
+# SGD stays in the valley in which it starts. At $\gamma = 10$ the neighborhood shows the narrow
+# valley to walkers further away, and some more end there. At $\gamma = 1$ it is wide enough to
+# weigh the volumes of both, and nine walkers in ten end in the wide valley.
 #
 # ## A Flax network in ten lines
 
