@@ -80,9 +80,9 @@ for axis, gamma, color in zip(axes, (100.0, 10.0, 1.0), COLORS, strict=True):
 _ = axes[0].set_ylabel("loss, minus local entropy")
 
 # %% [markdown]
-# The lowest point of $-F$ is marked. The narrow valley is the deepest place of $f$, and hardly so of
-# $-F$ at $\gamma = 100$. As $\gamma$ falls it fills up, for it has less volume than the wide one, and
-# at $\gamma = 1$ it is gone.
+# The lowest point of $-F$ is marked. The narrow valley is the deepest of $f$, but not of $-F$, not
+# even at $\gamma = 100$: it has less volume than the wide one. As $\gamma$ falls it fills up,
+# and at $\gamma = 1$ it is gone.
 #
 # ## Entropy-SGD on it
 #
