@@ -20,7 +20,7 @@ project_copyright = "2026, The entropix authors"
 release = entropix.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -28,7 +28,15 @@ extensions = [
     "sphinx_copybutton",
     "public_api",
 ]
-exclude_patterns = ["_ext"]
+exclude_patterns = ["_ext", "conf.py", "images"]
+# The notebooks are plain Python, and are run while the pages are built.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # A name in single backticks is a name of this library.

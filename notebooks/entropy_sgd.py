@@ -130,7 +130,8 @@ ends = {
     "γ = 1": jax.vmap(lambda x, key: train(entropic(1.0), x, key, 60_000))(starts, keys),
 }
 wide = {name: float(jnp.mean(jnp.abs(x + 1.2) < 1.0)) for name, x in ends.items()}
-print({name: f"{share:.0%} in the wide valley" for name, share in wide.items()})
+for name, share in wide.items():
+    print(f"{name}: {share:.0%} end in the wide valley")
 
 # %%
 fig, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")

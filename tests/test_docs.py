@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 import entropix
@@ -42,6 +44,18 @@ def test_python_blocks_run(page):
     session: dict = {}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), session)  # the page is ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem
+)
+def test_notebooks_run(notebook):
+    mpl.use("agg")
+    try:
+        exec(compile(notebook.read_text(), str(notebook), "exec"), {})  # the notebook is ours
+    finally:
+        plt.close("all")
 
 
 def test_formulas_are_written_as_the_site_and_the_code_host_read_them():
