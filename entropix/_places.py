@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
 from jaxtyping import Array, Integer, UInt32
 
 Groups = Sequence[tuple[Any, ...]]
@@ -68,8 +69,8 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
 
 @custom_vmap
 def _vmapped(
-    found: list[jax.Array], key_data: jax.Array, groups: list[tuple[jax.Array, ...]]
-) -> list[jax.Array]:
+    found: list[ArrayLike], key_data: jax.Array, groups: list[tuple[jax.Array, ...]]
+) -> list[ArrayLike]:
     del key_data, groups
     return found
 
@@ -78,18 +79,19 @@ def _vmapped(
 def _vmapped_along(
     axis_size: int,
     in_batched: Any,
-    found: list[jax.Array],
+    found: list[ArrayLike],
     key_data: jax.Array,
     groups: list[tuple[jax.Array, ...]],
 ) -> tuple[list[jax.Array], list[bool]]:
     """Moves the places of the groups that are mapped along one more axis than the key."""
     is_mapped, key_is_mapped, arrays_are_mapped = in_batched
-    found = _vmapped(found, key_data, groups)  # Along the axes of vmaps around this one.
+    # Along the axes of vmaps around this one.
+    placed = list(map(jnp.asarray, _vmapped(found, key_data, groups)))
     for i, (group, mapped) in enumerate(zip(groups, arrays_are_mapped, strict=True)):
         if group and all(mapped) and not key_is_mapped:
-            found[i] = place_after(found[i], _index_along(group[0], axis_size))
+            placed[i] = place_after(placed[i], _index_along(group[0], axis_size))
             is_mapped[i] = True
-    return found, is_mapped
+    return placed, is_mapped
 
 
 def _index_along(stack: jax.Array, length: int) -> jax.Array:
