@@ -3,14 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 import entropix
@@ -137,9 +135,12 @@ class Trainer:
         self._seeds = jnp.asarray(seeds, jnp.uint32)
         self._order = BatchOrder(len(data[0]), batch_size, tuple(seeds), replicas)
         self._data = data
-        if devices > 1:
-            everywhere = NamedSharding(Mesh(np.asarray(plan.devices), ("all",)), P())
-            self._data = jax.device_put(data, everywhere)
+        self._is_spread = devices > 1
+        if self._is_spread:
+            # What a device takes with its replicas; elsewhere all share one copy.
+            self._data = plan.place_batch(
+                jax.tree.map(lambda x: np.broadcast_to(x, (replicas, *x.shape)), data)
+            )
 
         init = partial(initial_state, network, build_here)
         # Counters stay scalars: mapped, each `cond` in an optimizer would run both its branches.
@@ -217,14 +218,16 @@ class Trainer:
     ) -> TrainState:
         """``count`` steps in a loop; the count is traced, so that every stretch is one program."""
 
-        def of_replica(state: TrainState, places: jax.Array) -> tuple[TrainState, None]:
+        def of_replica(state: TrainState, batch: Any) -> tuple[TrainState, None]:
+            places, (images, labels) = batch if self._is_spread else (batch, data)
+
             def body(at: jax.Array, state: TrainState) -> TrainState:
-                images, labels = data
                 return self._step(state, (images[places[at]], labels[places[at]]))[0]
 
             return jax.lax.fori_loop(jnp.int32(0), count, body, state), None
 
-        new_state: TrainState = self._plan.run(of_replica)(state, places)[0]
+        batch = (places, data) if self._is_spread else places
+        new_state: TrainState = self._plan.run(of_replica)(state, batch)[0]
         return new_state
 
 
