@@ -6,6 +6,7 @@ import jax
 import optax
 
 import entropix
+from benchmarks.common.baselines import BASELINES
 from benchmarks.common.methods import (
     ENTROPY_LOOP,
     METHODS,
@@ -248,4 +249,4 @@ FAMILY: dict[str, Method] = {
     ),
 }
 
-ALL_METHODS: dict[str, Method] = {**METHODS, **FAMILY}
+ALL_METHODS: dict[str, Method] = {**METHODS, **BASELINES, **FAMILY}

@@ -46,6 +46,8 @@ class Method:
         replicas.
       cycle: name of the hyper-parameter that counts the updates between two states that may be
         evaluated, or that count itself.
+      weights: of a method without replicas, the weights to evaluate from (optimizer state, weights
+        of the training loop), where `entropix.eval_params` does not know them.
       gradients: gradient evaluations of one replica in one update.
       smooth: from the hyper-parameters to what turns the training loss into the one to train on;
         None for the training loss itself.
@@ -58,6 +60,7 @@ class Method:
     replicated: bool = False
     budgets: int | str = 1
     cycle: int | str = 1
+    weights: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
     gradients: int = 1
     smooth: Callable[[Hyperparameters], Callable[[Loss], SmoothedLoss]] | None = None
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import tyro
 
 from benchmarks.common.batches import BatchOrder
@@ -113,13 +114,19 @@ class Scene:
         replicas = self.budget.copies(method)
         gamma = self._balanced_gamma(replicas) if method.replicated else 0.0
         steps = self.budget.steps(method)
+
+        def build(key: jax.Array, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
+            names = axis_name if method.replicated else ()
+            return method.build(values, Course(steps, gamma, names), key)
+
         return Trainer(
             self.network,
-            lambda key, axis_name: method.build(values, Course(steps, gamma, axis_name), key),
+            build,
             self.train,
             options.all_seeds,
             batch_size=options.batch_size,
             replicas=replicas,
+            weights=method.weights,
             smooth=method.smooth and method.smooth(values),
             devices=options.devices if method.replicated else 1,
         )

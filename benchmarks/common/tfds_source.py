@@ -55,7 +55,7 @@ def import_tfds() -> ModuleType:
         import tensorflow_datasets as tfds
     except ImportError:
         raise UsageError(
-            "this dataset needs tensorflow-datasets: pip install 'entropix[tfds]', "
+            "this dataset needs tensorflow-datasets: pip install -e '.[tfds]', "
             "or use --dataset digits, which needs nothing"
         ) from None
     # TFDS warns of a missing set before the one line that says what to do about it.

@@ -21,6 +21,8 @@ from entropix.losses import Loss, SmoothedLoss
 STEPS_PER_CALL = 100
 
 Batch = tuple[jax.Array, jax.Array]
+# The weights to evaluate, from the optimizer's state and those that are trained.
+Weights = Callable[[optax.OptState, Params], Params]
 # The optimizer of one replica, from a noise key and the names of the axes that replicas are on.
 Build = Callable[[jax.Array, tuple[str, ...]], optax.GradientTransformation]
 
@@ -111,6 +113,7 @@ class Trainer:
         *,
         batch_size: int,
         replicas: int = 1,
+        weights: Weights | None = None,
         smooth: Callable[[Loss], SmoothedLoss] | None = None,
         devices: int = 1,
     ) -> None:
@@ -123,6 +126,8 @@ class Trainer:
           seeds: one run each.
           batch_size: images per gradient.
           replicas: copies per seed.
+          weights: those to evaluate, of a method without replicas that `entropix.eval_params` does
+            not know.
           smooth: what turns the training loss into the one to train on.
           devices: over how many the replicas are spread; a divisor of their number.
         """
@@ -154,10 +159,17 @@ class Trainer:
             )
         )
         behind = jax.tree.map(lambda leaf: 1 if leaf.ndim else None, of_two.opt_state)
-        center = jax.vmap(partial(entropix.eval_params, axis=0), in_axes=(behind, 1))
+
+        def evaluated(opt_state: optax.OptState, params: Params) -> Params:
+            if weights is None:
+                return entropix.eval_params(opt_state, params, axis=0)
+            one = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, (opt_state, params))
+            return weights(*one)
+
+        evaluated_seeds = jax.vmap(evaluated, in_axes=(behind, 1))
         self._weights = jax.jit(
             lambda state: (
-                center(state.opt_state, state.params),
+                evaluated_seeds(state.opt_state, state.params),
                 jax.tree.map(lambda x: x[0], state.batch_stats),
             )
         )

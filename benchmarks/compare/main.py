@@ -41,7 +41,8 @@ class Compare(TrainingOptions, ResumeOptions):
     """
 
     methods: Annotated[tuple[str, ...], Among("method", lambda: ALL_METHODS)] = tuple(METHODS)
-    """Which methods, in which order; also elastic_sgd, parle, heat_sgd, hopf_lax_sgd,
+    """Which methods, in which order; also adamw, muon, schedule_free, sgd_ema, sgd_swa, lookahead,
+    asam, diloco, diloco_1, elastic_sgd, parle, heat_sgd, hopf_lax_sgd,
     replicated_adam, replicated_sam, partial_entropy_sgd, partial_replicated_sgd, local_average,
     local_entropy, gaussian_smoothing."""
     flatness_images: Annotated[int, POSITIVE] = 1000

@@ -54,7 +54,7 @@ def lanczos_steps(rounds: int) -> list[Figure]:
         if name in installed:
             figures.append(line(name, target, f"its largest Ritz value {largest[name]}"))
         else:
-            note = f"needs {' and '.join(packages)}: pip install 'entropix[peers]'"
+            note = f"needs {' and '.join(packages)}: pip install -e '.[peers]'"
             figures.append(not_measured(ours, name, section=LANCZOS, target=target, note=note))
     return figures
 

@@ -138,7 +138,7 @@ def test_the_plain_sweep_computes_what_the_library_does(node, monkeypatch):
     [
         (dict(experiments=("maps",)), "experiment 'maps' is unknown; accepted: random, images"),
         (dict(algorithms=("sa",)), "algorithm 'sa' is unknown"),
-        (dict(algorithms=("lal", "lal")), "--algorithms must name each once"),
+        (dict(algorithms=("lal", "lal")), "--algorithms must name each algorithm once"),
         (dict(seeds=0), "--seeds must be at least 1, got 0"),
         (dict(alpha=-1.0), "--alpha must be above 0, got -1"),
         (dict(num_hidden=4), "num_hidden must be odd for a majority.*got 4"),

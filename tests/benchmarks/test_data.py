@@ -128,7 +128,7 @@ def test_unreachable_host_is_named(monkeypatch):
 
 def test_missing_tfds_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
-    with pytest.raises(UsageError, match=r"entropix\[tfds\]"):
+    with pytest.raises(UsageError, match=r"-e .\.\[tfds\]"):
         data.load("mnist", cache_dir=tmp_path)
 
 

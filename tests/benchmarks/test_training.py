@@ -10,6 +10,7 @@ import pytest
 
 import entropix
 from benchmarks.common import data
+from benchmarks.common.baselines import BASELINES, averaged
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.checkpoints import Checkpoints
 from benchmarks.common.evaluation import Evaluator
@@ -51,11 +52,14 @@ def make_trainer(
     values = method.hyperparameters("mlp", chosen)
     return Trainer(
         network or make_network(),
-        lambda key, axis_name: method.build(values, Course(steps, 1e-3, axis_name), key),
+        lambda key, axis_name: method.build(
+            values, Course(steps, 1e-3, axis_name if method.replicated else ()), key
+        ),
         images(),
         seeds,
         batch_size=32,
         replicas=replicas if method.replicated else 1,
+        weights=method.weights,
         smooth=method.smooth and method.smooth(values),
         devices=devices,
     )
@@ -128,7 +132,7 @@ def test_sgd_equals_a_plain_optax_loop():
     )
 
 
-@pytest.mark.parametrize("name", some_slow(METHODS, FAMILY))
+@pytest.mark.parametrize("name", some_slow(METHODS, BASELINES, FAMILY))
 def test_every_method_learns(name):
     scores = evaluator().scores(*trainer_of(name).evaluation_weights(end_of(name)), whole=True)
     # Chance is 0.9.
@@ -210,6 +214,31 @@ def test_evaluation_weights_are_anchor_and_center():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b.mean(0), atol=1e-6), weights, state.params
     )
+
+
+def test_averages_are_those_of_the_formula():
+    tx = averaged(optax.sgd(0.5), lambda step: jnp.maximum(0.25, 1 / (step + 1.0)))
+    x, seen = jnp.array([8.0, -4.0]), []
+    state = tx.init(x)
+    for _ in range(6):
+        updates, state = tx.update(x, state, x)
+        x = optax.apply_updates(x, updates)
+        seen.append(x)
+    mean = np.mean(seen[:4], axis=0)
+    for one in seen[4:]:
+        mean = 0.75 * mean + 0.25 * np.asarray(one)
+    np.testing.assert_allclose(state.mean, mean, rtol=1e-6)
+
+
+def test_the_ascent_of_asam_is_that_of_the_paper():
+    """rho T^2 g / |T g| with T = |w| + eta."""
+    values = ALL_METHODS["asam"].hyperparameters("mlp", {})
+    tx = ALL_METHODS["asam"].build(values, Course(steps=4), jax.random.key(0))
+    w, g = jnp.array([1.0, -2.0, 0.0]), jnp.array([0.3, 0.1, -5.0])
+    updates, _ = tx.update(g, tx.init(w), w)
+    size = np.abs(w) + values["eta"]
+    expected = values["rho"] * size**2 * g / np.linalg.norm(size * g)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
 def test_sam_at_zero_gradient_stays_finite():
