@@ -84,6 +84,7 @@ def test_a_fresh_network_is_trained_and_measured(tmp_path, monkeypatch, capsys):
     assert "rank of the gradient noise" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_weights_of_a_comparison_are_those_it_judged(tmp_path, monkeypatch):
     def measure(self, params, stats, seeds):
         once = [1.0 for _ in seeds]
