@@ -76,12 +76,13 @@ def _stream(path: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:])
 
 
-def normal_like(key: Key[Array, ""], tree: Any) -> Any:
+def normal_like(key: Key[Array, ""], tree: Any, params: Any = None) -> Any:
     """Independent standard normal numbers in the shapes, dtypes and shardings of ``tree``.
 
     A leaf's stream is named by its path and not by its position: the groups of ``optax.partition``
     hold different leaves of one tree, and draw different numbers from one key. Mapped copies of a
-    leaf draw from different streams where the key is the same for all, see `entropix._places`.
+    leaf draw from different streams where the key is the same for all, see `entropix._places`; so
+    do those of ``params``, where ``tree`` is made for it and may itself be the same for all.
     """
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
     if not paths:
@@ -90,7 +91,12 @@ def normal_like(key: Key[Array, ""], tree: Any) -> Any:
     names = np.array([_stream(path) for path in paths], np.uint32)
     seeds = mixed(jax.random.bits(key, (1, 2), jnp.uint32) ^ names, *_FIRST_ROUND)
     # Nothing where nothing is mapped, and both words another for each copy elsewhere.
-    copies = places(jax.random.key_data(key), [(leaf,) for leaf in leaves])
+    beside = leaves
+    if params is not None:
+        beside = jax.tree.leaves(jax.tree.map(lambda _, x: x, tree, params))
+    copies = places(
+        jax.random.key_data(key), [[arrays] for arrays in zip(leaves, beside, strict=True)]
+    )
     noise = [
         _standard_normal(seed ^ jnp.stack([copy, copy * np.uint32(0x85EBCA6B)]), leaf)
         for seed, copy, leaf in zip(seeds, copies, leaves, strict=True)

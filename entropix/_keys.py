@@ -32,10 +32,8 @@ def check_key(key: Any) -> None:
     is_raw = np.ndim(key) == 1 and dtype == np.uint32
     is_seed = np.ndim(key) == 0 and jnp.issubdtype(dtype, jnp.integer)
     if not (is_typed or is_raw or is_seed):
-        shape = f" of shape {np.shape(key)}" if np.ndim(key) else ""
-        raise TypeError(
-            f"key must be an integer seed or one key of jax.random.key, got {key!r}{shape}"
-        )
+        what = f"an array of shape {np.shape(key)}" if np.ndim(key) else repr(key)
+        raise TypeError(f"key must be an integer seed or one key of jax.random.key, got {what}")
 
 
 def replica_key(key: Any, params: Any) -> Key[Array, ""]:
@@ -49,7 +47,7 @@ def replica_key(key: Any, params: Any) -> Key[Array, ""]:
       A key in a buffer of its own. It is not the key given, even where nothing is mapped.
     """
     state_key = fresh_key(key)
-    arrays = tuple(leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
+    arrays = [(leaf,) for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     (place,) = places(jax.random.key_data(state_key), [arrays])
     return jax.random.fold_in(state_key, place)
 

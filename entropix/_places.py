@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
-from jax.typing import ArrayLike
 from jaxtyping import Array, Integer, UInt32
 
-Groups = Sequence[tuple[Any, ...]]
+# For each group its leaves, and for each leaf the arrays one of which is mapped where it is.
+Groups = Sequence[Sequence[tuple[Any, ...]]]
 
 
 def mixed(
@@ -45,22 +45,23 @@ def places(key_data: UInt32[Array, " words"], groups: Groups) -> list[UInt32[Arr
     Args:
       key_data: of the key that the noise of all copies comes from. An axis along which it is mapped
         itself does not count: the copies have different keys already.
-      groups: tuples of arrays. Mapped copies of a group count where all its arrays are mapped.
+      groups: of leaves. Mapped copies of a group count where all its leaves are mapped, and a leaf
+        is where one of its arrays is, such as a parameter and its gradient.
 
     Returns:
       For each group a number, 0 where nothing is mapped.
     """
-    groups = [tuple(map(jax.lax.stop_gradient, group)) for group in groups]
-    found = _vmapped([jnp.zeros([], jnp.uint32) for _ in groups], key_data, groups)
+    still = [[tuple(map(jax.lax.stop_gradient, leaf)) for leaf in group] for group in groups]
+    found: list[jax.Array] = _vmapped([jnp.zeros([], jnp.uint32) for _ in still], key_data, still)
     shared = varying_axes(key_data)
-    for i, group in enumerate(groups):
-        axes = frozenset.intersection(*map(varying_axes, group)) if group else frozenset()
-        for name in sorted(axes - shared):
+    for i, group in enumerate(still):
+        axes = [frozenset[str]().union(*map(varying_axes, leaf)) for leaf in group]
+        for name in sorted(frozenset.intersection(*axes) - shared if axes else ()):
             found[i] = place_after(found[i], jax.lax.axis_index(name))
     return found
 
 
-def varying_axes(x: jax.Array) -> frozenset[str]:
+def varying_axes(x: Any) -> frozenset[str]:
     """The axes of a ``shard_map`` with ``check_vma`` along which an array varies."""
     array_type = jax.typeof(x)
     manual = getattr(array_type, "manual_axis_type", None)
@@ -68,28 +69,23 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
 
 
 @custom_vmap
-def _vmapped(
-    found: list[ArrayLike], key_data: jax.Array, groups: list[tuple[jax.Array, ...]]
-) -> list[ArrayLike]:
+def _vmapped(found: list[Any], key_data: Any, groups: list[Any]) -> list[Any]:
     del key_data, groups
     return found
 
 
 @_vmapped.def_vmap
 def _vmapped_along(
-    axis_size: int,
-    in_batched: Any,
-    found: list[ArrayLike],
-    key_data: jax.Array,
-    groups: list[tuple[jax.Array, ...]],
-) -> tuple[list[jax.Array], list[bool]]:
+    axis_size: int, in_batched: Any, found: list[Any], key_data: Any, groups: list[Any]
+) -> tuple[list[Any], list[bool]]:
     """Moves the places of the groups that are mapped along one more axis than the key."""
     is_mapped, key_is_mapped, arrays_are_mapped = in_batched
     # Along the axes of vmaps around this one.
     placed = list(map(jnp.asarray, _vmapped(found, key_data, groups)))
     for i, (group, mapped) in enumerate(zip(groups, arrays_are_mapped, strict=True)):
-        if group and all(mapped) and not key_is_mapped:
-            placed[i] = place_after(placed[i], _index_along(group[0], axis_size))
+        if group and all(map(any, mapped)) and not key_is_mapped:
+            stack = group[0][mapped[0].index(True)]
+            placed[i] = place_after(placed[i], _index_along(stack, axis_size))
             is_mapped[i] = True
     return placed, is_mapped
 

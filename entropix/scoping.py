@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer, check_number
 
@@ -28,6 +29,7 @@ __all__ = [
     "from_entropy_mcmc",
     "from_parle",
     "from_sacreddnn",
+    "largest_stable_gamma",
     "linear",
     "parle_schedules",
     "quadratic",
@@ -240,21 +242,24 @@ class ParleSchedules(NamedTuple):
     rho: optax.Schedule
 
 
-def parle_schedules(batches_per_epoch: int) -> ParleSchedules:
+def parle_schedules(batches_per_epoch: int, *, rho_cap: float = 10.0) -> ParleSchedules:
     r"""Both schedules of `entropix.parle` in the released code.
 
-    .. math:: \gamma_t = \min(0.01 \, s^t, 1), \qquad \rho_t = \min(s^t, 10), \qquad
+    .. math:: \gamma_t = \min(0.01 \, s^t, 1), \qquad \rho_t = \min(s^t, \rho_{\max}), \qquad
               s = 1 + \frac{1}{2 B}
 
     Args:
       batches_per_epoch: B, mini-batches of one replica in one pass over its data. At least 1.
+      rho_cap: the largest rho. At least 0. Default 10, that of the released code. At a learning
+        rate of 1, the default of `entropix.parle`, the replicas diverge above 2, which is
+        ``largest_stable_gamma(1.0)``: take a learning rate of 0.1, or a cap of 1.
 
     Returns:
       Schedules of the outer step t.
 
     Raises:
-      TypeError: ``batches_per_epoch`` is not an integer.
-      ValueError: ``batches_per_epoch`` is below 1.
+      TypeError: an argument is of the wrong type.
+      ValueError: an argument is out of its range.
 
     Examples:
       >>> gamma, rho = parle_schedules(390)
@@ -267,7 +272,63 @@ def parle_schedules(batches_per_epoch: int) -> ParleSchedules:
     """
     check_integer("batches_per_epoch", batches_per_epoch, at_least=1)
     growth = 0.5 / batches_per_epoch
-    return ParleSchedules(exponential(0.01, growth, cap=1.0), exponential(1.0, growth, cap=10.0))
+    rho = exponential(1.0, growth, cap=rho_cap)
+    return ParleSchedules(exponential(0.01, growth, cap=1.0), rho)
+
+
+def largest_stable_gamma(
+    learning_rate: float | Float[Array, ""],
+    *,
+    every: int = 1,
+    momentum: float | None = None,
+    nesterov: bool = True,
+) -> float | Float[Array, ""]:
+    r"""The coupling above which the replicas of `entropix.replicated_sgd` diverge from their mean.
+
+    Where the loss is flat, the distance :math:`\delta` of a replica from the mean and the velocity
+    go through one coupled step and K - 1 free ones by a matrix that is linear in
+    :math:`p = \eta K \gamma`. Its eigenvalues leave the unit circle at -1, at
+
+    .. math:: p = \frac{2 (1 + m^K)}{c + e \frac{1 - m^{K-1}}{1 - m} + (c m - e) m^{K-1}}, \qquad
+              (c, e) = (1, m) \text{ or, for Nesterov's momentum, } (1 + m, m^2),
+
+    which is 2 without momentum. Curvature of the loss lowers it, so stay well below, at a half or
+    less: as the ``cap`` of a schedule, without which those of the papers grow past it.
+
+    Args:
+      learning_rate: eta, above 0. Where it is a schedule, that of the step at hand.
+      every: K, steps between couplings. Default 1.
+      momentum: m, decay of the momentum that the pull goes through, or None. Default None. The pull
+        of `entropix.elastic_sgd` goes through none.
+      nesterov: whether the momentum is Nesterov's. Default True.
+
+    Returns:
+      gamma, in units of 1 / parameter^2; for the outer step of `entropix.parle`, rho.
+
+    Raises:
+      TypeError: an argument is of the wrong type.
+      ValueError: an argument is out of its range.
+
+    Examples:
+      >>> print(f"{largest_stable_gamma(0.1, every=10, momentum=0.9):.3f}")
+      0.374
+      >>> cap = 0.5 * largest_stable_gamma(0.1, every=10, momentum=0.9)
+      >>> gamma = exponential_to(1e-3, 1e4, steps=1000, cap=cap)
+
+    Reference:
+      None: Jury's criterion for the two by two matrix above.
+    """
+    check_number("learning_rate", learning_rate, above=0)
+    check_integer("every", every, at_least=1)
+    if momentum is not None:
+        check_number("momentum", momentum, at_least=0, below=1)
+    m = momentum or 0.0
+    kick, glide = (1 + m, m**2) if nesterov else (1.0, m)
+    free = m ** (every - 1)
+    largest_p = (
+        2 * (1 + m * free) / (kick + glide * (1 - free) / (1 - m) + (kick * m - glide) * free)
+    )
+    return largest_p / (learning_rate * every)
 
 
 def automatic(loss: Any, params: optax.Params, *, axis: int = 0) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import entropix
 from entropix import scoping
 
 FORMULAS = {
@@ -91,3 +92,43 @@ def test_converters():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("every", [1, 2, 10])
+@pytest.mark.parametrize("momentum", [None, 0.5, 0.9])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_replicas_meet_below_the_largest_stable_gamma_and_part_above(every, momentum, nesterov):
+    rate = 0.05
+    bound = scoping.largest_stable_gamma(rate, every=every, momentum=momentum, nesterov=nesterov)
+
+    def distance(gamma):
+        """From their mean, of replicas without a loss, after 3,000 steps from a distance of 1."""
+        x, velocity = 1.0, 0.0
+        for step in range(3000):
+            pull = every * gamma * x if step % every == 0 else 0.0
+            velocity = pull + (momentum or 0.0) * velocity
+            x -= rate * (pull + (momentum or 0.0) * velocity if nesterov else velocity)
+        return abs(x)
+
+    assert distance(0.98 * bound) < 0.1
+    assert distance(1.02 * bound) > 10
+
+
+def test_replicated_sgd_diverges_above_the_largest_stable_gamma():
+    def spread(factor):
+        gamma = factor * scoping.largest_stable_gamma(0.1, every=2, momentum=0.9)
+        tx = entropix.replicated_sgd(0.1, gamma=gamma, every=2, axis=0)
+        x = jnp.array([-1.0, 1.0])
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(jnp.zeros(2), state, x)
+            return (x + updates, state), None
+
+        (x, _), _ = jax.lax.scan(step, (x, tx.init(x)), length=600)
+        return float(jnp.ptp(x))
+
+    assert spread(0.95) < 0.1
+    assert spread(1.05) > 10
+    parts = scoping.parle_schedules(1, rho_cap=1.5)
+    assert float(parts.rho(100)) == 1.5

@@ -12,6 +12,7 @@ from entropix.transforms._fragments import fragments
 from entropix.transforms._grad_fn_descent import entropy_descent_with_grad_fn
 from entropix.transforms._inner_loop import EntropyDescentState
 from entropix.transforms._langevin import LangevinNoiseState, langevin_noise, sgld
+from entropix.transforms._normalize import normalize_updates
 from entropix.transforms._parle import parle
 from entropix.transforms._relaxation import heat_sgd, hopf_lax_sgd, plain_average
 
@@ -35,6 +36,7 @@ __all__ = [
     "heat_sgd",
     "hopf_lax_sgd",
     "langevin_noise",
+    "normalize_updates",
     "parle",
     "plain_average",
     "replicated_sgd",

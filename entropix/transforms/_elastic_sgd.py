@@ -1,5 +1,6 @@
 """Elastic-averaging SGD: replicas on springs to a center that follows them."""
 
+import jax
 import optax
 
 from entropix._checks import check_number
@@ -9,12 +10,12 @@ from entropix.transforms._coupling import couple_replicas
 def elastic_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    gamma: optax.ScalarOrSchedule,
+    gamma: optax.ScalarOrSchedule = 0.1,
     center_rate: optax.ScalarOrSchedule = 0.9,
-    every: int = 10,
-    momentum: float | None = None,
+    every: int | jax.Array = 10,
+    momentum: float | jax.Array | None = None,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
@@ -37,7 +38,7 @@ def elastic_sgd(
     Args:
       learning_rate: eta, a number or a schedule of the number of updates made.
       gamma: coupling, in units of 1 / parameter^2: rho of the paper over K. A number or a schedule
-        of the number of updates made. At least 0.
+        of the number of updates made. At least 0, default 0.1, as in `replicated_sgd`.
       center_rate: beta, the weight of the mean in the moving center, a number or a schedule of the
         number of updates made. From 0 to 1, default 0.9.
       every: K, steps between couplings; tau of the paper. Default 10.

@@ -15,7 +15,7 @@ def entropy_descent(
     outer: optax.GradientTransformation,
     inner: optax.GradientTransformation,
     *,
-    inner_steps: int,
+    inner_steps: int | jax.Array,
     gamma: optax.ScalarOrSchedule,
     noise_std: optax.ScalarOrSchedule = 0.0,
     ema_decay: optax.ScalarOrSchedule = 0.75,

@@ -14,7 +14,7 @@ def entropy_descent_with_grad_fn(
     outer: optax.GradientTransformation,
     inner: optax.GradientTransformation,
     *,
-    inner_steps: int,
+    inner_steps: int | jax.Array,
     gamma: optax.ScalarOrSchedule,
     noise_std: optax.ScalarOrSchedule = 0.0,
     ema_decay: optax.ScalarOrSchedule = 0.75,

@@ -67,7 +67,7 @@ class InnerLoop:
     """
 
     optimizer: optax.GradientTransformation
-    inner_steps: int
+    inner_steps: int | jax.Array
     gamma: optax.ScalarOrSchedule
     noise_std: optax.ScalarOrSchedule = 0.0
     ema_decay: optax.ScalarOrSchedule = 0.75
@@ -132,7 +132,7 @@ class InnerLoop:
         noise_key = jax.random.fold_in(state.key, noise_step)
         if self.replicas is not None:
             noise_key = self.replicas.own_key(noise_key)
-        updates = add_noise(updates, noise_key, at(self.noise_std, state.outer_step))
+        updates = add_noise(updates, noise_key, at(self.noise_std, state.outer_step), params)
         # mu <- alpha mu + (1 - alpha) x' in terms of x' - mu: neither mu nor the anchor is needed.
         decay = at(self.ema_decay, inner_step)
         lag = jax.tree.map(

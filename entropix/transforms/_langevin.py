@@ -29,13 +29,12 @@ def at(hyperparameter: optax.ScalarOrSchedule, step: jax.Array) -> Any:
     return hyperparameter(step) if callable(hyperparameter) else hyperparameter
 
 
-def add_noise(tree: Any, key: jax.Array, std: Any) -> Any:
+def add_noise(tree: Any, key: jax.Array, std: Any, params: Any = None) -> Any:
     """``tree + std * N(0, I)`` in each leaf's dtype; a ``std`` known to be 0 costs nothing."""
     if isinstance(std, (int, float)) and std == 0:
         return tree
-    return jax.tree.map(
-        lambda leaf, z: leaf + jnp.asarray(std, leaf.dtype) * z, tree, normal_like(key, tree)
-    )
+    noise = normal_like(key, tree, params)
+    return jax.tree.map(lambda leaf, z: leaf + jnp.asarray(std, leaf.dtype) * z, tree, noise)
 
 
 def langevin_noise(
@@ -93,9 +92,8 @@ def langevin_noise(
     def update_fn(
         updates: optax.Updates, state: LangevinNoiseState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, LangevinNoiseState]:
-        del params
         step_key = jax.random.fold_in(state.key, state.step)
-        noisy = add_noise(updates, step_key, at(std, state.step))
+        noisy = add_noise(updates, step_key, at(std, state.step), params)
         return noisy, LangevinNoiseState(optax.safe_increment(state.step), state.key)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -54,16 +54,16 @@ def _couple_averages(
 def parle(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
-    gamma: optax.ScalarOrSchedule,
-    rho: optax.ScalarOrSchedule,
+    gamma: optax.ScalarOrSchedule = 1e-2,
+    rho: optax.ScalarOrSchedule = 0.1,
     inner_learning_rate: optax.ScalarOrSchedule = 0.1,
-    inner_steps: int = 25,
+    inner_steps: int | jax.Array = 25,
     noise: optax.ScalarOrSchedule = 0.0,
     ema_decay: optax.ScalarOrSchedule = 0.75,
-    momentum: float | None = 0.9,
-    inner_momentum: float | None = 0.9,
+    momentum: float | jax.Array | None = None,
+    inner_momentum: float | jax.Array | None = 0.9,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     debias: bool = False,
     reset_inner: bool = False,
     opaque: bool = False,
@@ -84,16 +84,19 @@ def parle(
     the mean over the replicas of ``eval_params(opt_state, params)``. With rho = 0 and one replica
     it is `entropy_sgd`.
 
-    `entropix.scoping.parle_schedules` has gamma and rho of the released code, whose other
-    settings are the defaults here but for the average: its last version takes the last iterate,
-    ``ema_decay=0``, an earlier one 0.75.
+    `entropix.scoping.parle_schedules` has the growth of gamma and rho in the released code. That
+    code has an outer momentum of 0.9, and in its last version the last iterate for the average,
+    ``ema_decay=0``; an earlier one has 0.75.
 
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
       gamma: coupling of x' to x, in units of 1 / parameter^2 (the inverse of the paper's gamma), a
-        number or a schedule of the outer step. At least 0.
+        number or a schedule of the outer step. At least 0. Default 1e-2, the first value of the
+        released code.
       rho: pull toward the other replicas relative to that toward the own average, without unit
-        (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0.
+        (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0,
+        default 0.1. Above 2 over the learning rate the replicas overshoot each other and diverge,
+        with momentum earlier (`entropix.scoping.largest_stable_gamma`).
       inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
         0.1.
       inner_steps: L, gradients per outer step and between couplings. Default 25.
@@ -101,7 +104,8 @@ def parle(
         epsilon. A number or a schedule of the outer step. At least 0, default 0.
       ema_decay: alpha, the weight of the old average, 0 <= alpha < 1, a number or a schedule of the
         inner step. Default 0.75.
-      momentum: decay of the outer momentum, or None. Default 0.9.
+      momentum: decay of the outer momentum, or None. Default None, for which `entropy_sgd` gives
+        the reason.
       inner_momentum: decay of the inner momentum, or None. Default 0.9.
       nesterov: whether both momenta are Nesterov's. Default True.
       weight_decay: lambda, inside the inner momentum. Default 0.

@@ -37,14 +37,14 @@ def plain_average(inner_step: Any) -> jax.Array:
 def heat_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
-    gamma: optax.ScalarOrSchedule,
+    gamma: optax.ScalarOrSchedule = 1e-4,
     inner_learning_rate: optax.ScalarOrSchedule = 0.1,
-    inner_steps: int = 20,
+    inner_steps: int | jax.Array = 20,
     noise: optax.ScalarOrSchedule = 0.0,
-    momentum: float | None = None,
-    inner_momentum: float | None = 0.9,
+    momentum: float | jax.Array | None = None,
+    inner_momentum: float | jax.Array | None = 0.9,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     opaque: bool = False,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -59,7 +59,7 @@ def heat_sgd(
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
       gamma: coupling, in units of 1 / parameter^2; one over the smoothing time of the paper
-        (`entropix.scoping.from_deep_relaxation`). At least 0.
+        (`entropix.scoping.from_deep_relaxation`). At least 0, default 1e-4, that of `entropy_sgd`.
       inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
         0.1.
       inner_steps: L, gradients per outer step. Default 20.
@@ -118,13 +118,13 @@ def heat_sgd(
 def hopf_lax_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
-    gamma: optax.ScalarOrSchedule,
+    gamma: optax.ScalarOrSchedule = 1e-4,
     inner_learning_rate: optax.ScalarOrSchedule = 0.25,
-    inner_steps: int = 20,
-    momentum: float | None = None,
-    inner_momentum: float | None = None,
+    inner_steps: int | jax.Array = 20,
+    momentum: float | jax.Array | None = None,
+    inner_momentum: float | jax.Array | None = None,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     opaque: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Hopf-Lax (proximal) step: down the loss relaxed by the Hamilton-Jacobi equation.
@@ -139,7 +139,7 @@ def hopf_lax_sgd(
     Args:
       learning_rate: eta, step size of x, a number or a schedule of the outer step. Default 1.
       gamma: coupling, in units of 1 / parameter^2; one over the time of the paper
-        (`entropix.scoping.from_deep_relaxation`). At least 0.
+        (`entropix.scoping.from_deep_relaxation`). At least 0, default 1e-4, that of `entropy_sgd`.
       inner_learning_rate: eta' of the inner loop, a number or a schedule of the outer step. Default
         0.25, that of the released code.
       inner_steps: L, gradients per outer step. Default 20.
