@@ -157,12 +157,13 @@ def test_a_checkpoint_changes_no_bit(name, tmp_path):
 
 @pytest.mark.parametrize("name", some_slow(["replicated_sgd", "elastic_sgd", "replicated_adam"]))
 def test_replicas_on_several_devices_end_as_on_one(name):
-    on_one, on_four = (make_trainer(name, replicas=4, devices=devices) for devices in (1, 4))
+    on_one = trainer_of(name)
+    on_three = make_trainer(name, network=make_network(dropout=0.2), steps=WHOLE, devices=3)
     one, _ = on_one.advance(on_one.init(), 22)
-    four, _ = on_four.advance(on_four.init(), 22)
-    assert len(jax.tree.leaves(four.params)[0].sharding.device_set) == 4
+    three, _ = on_three.advance(on_three.init(), 22)
+    assert len(jax.tree.leaves(three.params)[0].sharding.device_set) == 3
     expected, _ = on_one.evaluation_weights(one)
-    actual, _ = on_four.evaluation_weights(four)
+    actual, _ = on_three.evaluation_weights(three)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), actual, expected)
 
 
