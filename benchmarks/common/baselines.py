@@ -14,7 +14,6 @@ from benchmarks.common.methods import (
     Method,
     falling,
     sgd,
-    to_unit_norm,
 )
 
 # Share of the training after which stochastic weight averaging starts.
@@ -144,7 +143,7 @@ def asam(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Gradi
         falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True
     )
     scale = by_weights(values["eta"])
-    ascent = optax.chain(scale, to_unit_norm(), scale, optax.sgd(values["rho"]))
+    ascent = optax.chain(scale, entropix.normalize_updates(), scale, optax.sgd(values["rho"]))
     return contrib.sam(descent, ascent, sync_period=2)
 
 

@@ -16,10 +16,10 @@ from benchmarks.common.methods import (
     Method,
     entropy_sgd,
     falling,
+    grown_gamma,
     outer_steps,
     preset,
     sgd,
-    to_unit_norm,
 )
 from entropix import losses, scoping
 from entropix.losses import Loss, SmoothedLoss
@@ -35,7 +35,8 @@ def elastic_sgd(
     del key
     return entropix.elastic_sgd(
         falling(values, course.steps),
-        gamma=grown_gamma(values, course),
+        # The pull is outside of the momentum.
+        gamma=grown_gamma(values, course, None),
         center_rate=values["center_rate"],
         every=int(values["every"]),
         momentum=values["momentum"],
@@ -105,7 +106,7 @@ def replicated_sam(
         coupling(values, course),
         optax.sgd(falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True),
     )
-    ascent = optax.chain(to_unit_norm(), optax.sgd(values["rho"]))
+    ascent = optax.chain(entropix.normalize_updates(), optax.sgd(values["rho"]))
     return optax.contrib.sam(descent, ascent, sync_period=2)
 
 
@@ -140,14 +141,10 @@ def kernels(params: optax.Params) -> optax.Params:
 def coupling(values: Hyperparameters, course: Course) -> optax.GradientTransformation:
     """The pull between replicas, in front of any optimizer."""
     return entropix.couple_replicas(
-        grown_gamma(values, course), every=int(values["every"]), axis_name=course.axis_name
+        grown_gamma(values, course, values.get("momentum")),
+        every=int(values["every"]),
+        axis_name=course.axis_name,
     )
-
-
-def grown_gamma(values: Hyperparameters, course: Course) -> optax.Schedule:
-    """A coupling that starts where pull and loss balance, and grows up to a cap."""
-    cap = values["pull_cap"] / (int(values["every"]) * values["learning_rate"])
-    return scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap)
 
 
 def local_average(values: Hyperparameters) -> Callable[[Loss], SmoothedLoss]:
@@ -179,7 +176,7 @@ FAMILY: dict[str, Method] = {
     "elastic_sgd": Method(
         "elastic-averaging SGD with momentum, evaluated at the mean of the replicas",
         elastic_sgd,
-        {**REPLICATED, "pull_cap": 0.5, "center_rate": 0.9},
+        {**REPLICATED, "stable_share": 0.25, "center_rate": 0.9},
         replicated=True,
     ),
     "parle": Method(
@@ -204,13 +201,13 @@ FAMILY: dict[str, Method] = {
     "replicated_adam": Method(
         "Adam on coupled replicas, evaluated at the center",
         replicated_adam,
-        {"learning_rate": 3e-3, "every": 1, "gamma_factor": 1e4, "pull_cap": 0.1},
+        {"learning_rate": 3e-3, "every": 1, "gamma_factor": 1e4, "stable_share": 0.05},
         replicated=True,
     ),
     "replicated_sam": Method(
         "sharpness-aware minimization on coupled replicas, evaluated at the center",
         replicated_sam,
-        {**REPLICATED, "every": 2, "rho": 0.05},
+        {**REPLICATED, "every": 2, "stable_share": 0.1, "rho": 0.05},
         replicated=True,
         cycle=2,
     ),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import entropix
@@ -91,19 +90,8 @@ def sam(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Gradie
     descent = optax.sgd(
         falling(values, course.steps // 2), momentum=values["momentum"], nesterov=True
     )
-    ascent = optax.chain(to_unit_norm(), optax.sgd(values["rho"]))
+    ascent = optax.chain(entropix.normalize_updates(), optax.sgd(values["rho"]))
     return optax.contrib.sam(descent, ascent, sync_period=2)
-
-
-def to_unit_norm() -> optax.GradientTransformation:
-    """The gradient divided by its norm; zero stays zero (optax.contrib.normalize: NaN)."""
-
-    def scale(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
-        del params
-        norm = optax.tree.norm(updates)
-        return jax.tree.map(lambda u: u / jnp.maximum(norm, 1e-12).astype(u.dtype), updates)
-
-    return optax.stateless(scale)
 
 
 def entropy_sgd(
@@ -148,16 +136,28 @@ def replicated_sgd(
 ) -> optax.GradientTransformation:
     """SGD on y coupled replicas; gamma starts where pull and loss balance, and grows."""
     del key
-    every = int(values["every"])
-    # The pull goes through the momentum, which makes it 1 / (1 - momentum) times as long: uncapped
-    # it overshoots.
-    cap = values["pull_cap"] / (every * values["learning_rate"])
     return entropix.replicated_sgd(
         falling(values, course.steps),
-        gamma=scoping.exponential_to(course.gamma, values["gamma_factor"], course.steps, cap=cap),
-        every=every,
+        gamma=grown_gamma(values, course, values["momentum"]),
+        every=int(values["every"]),
         momentum=values["momentum"],
         axis_name=course.axis_name,
+    )
+
+
+def grown_gamma(values: Hyperparameters, course: Course, momentum: float | None) -> optax.Schedule:
+    """A coupling that starts where pull and loss balance, and grows to a share of what is stable.
+
+    Args:
+      values: the hyper-parameters.
+      course: of the run.
+      momentum: that the pull goes through.
+    """
+    cap = values["stable_share"] * scoping.largest_stable_gamma(
+        values["learning_rate"], every=int(values["every"]), momentum=momentum
+    )
+    return scoping.exponential_to(
+        course.gamma, values["gamma_factor"], course.steps, cap=float(cap)
     )
 
 
@@ -183,7 +183,7 @@ REPLICATED = {
     "learning_rate": 0.1,
     **preset(entropix.replicated_sgd, "momentum", "every"),
     "gamma_factor": 1e4,
-    "pull_cap": 0.1,
+    "stable_share": 0.27,
 }
 
 METHODS: dict[str, Method] = {
