@@ -49,15 +49,16 @@ def sharded_step(step: Step, layout: Layout, *, by_hand: bool, donate: bool) -> 
 
 def group_step(step: Step, state: PyTree, batch: PyTree, replicas: int) -> tuple[PyTree, PyTree]:
     """The step of the replicas of one group; without a ``vmap`` where it holds one alone."""
-    if replicas == 1:
-        row = jax.tree.map(lambda x: x[0] if x.ndim else x, state)
-        new_row, answer = step(row, jax.tree.map(lambda x: x[0], batch))
-        new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new_row, state)
-        return new_state, jax.tree.map(lambda x: x[None], answer)
     axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
-    mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=STACKED)
-    result: tuple[PyTree, PyTree] = mapped(state, batch)
-    return result
+    if replicas > 1:
+        _check_shared(step, axes, STACKED, state, batch)
+        mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=STACKED)
+        result: tuple[PyTree, PyTree] = mapped(state, batch)
+        return result
+    row = jax.tree.map(lambda x: x[0] if x.ndim else x, state)
+    new_row, answer = step(row, jax.tree.map(lambda x: x[0], batch))
+    new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new_row, state)
+    return new_state, jax.tree.map(lambda x: x[None], answer)
 
 
 class PmappedStep:
