@@ -1,9 +1,11 @@
 """A step written for one replica, mapped over those of one group of devices, and over groups."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -48,17 +50,52 @@ def sharded_step(step: Step, layout: Layout, *, by_hand: bool, donate: bool) -> 
 
 
 def group_step(step: Step, state: PyTree, batch: PyTree, replicas: int) -> tuple[PyTree, PyTree]:
-    """The step of the replicas of one group; without a ``vmap`` where it holds one alone."""
-    axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    """The step of the replicas of one group; without a ``vmap`` where it holds one alone.
+
+    Raises:
+      ValueError: the step makes a leaf differ that the replicas share.
+    """
     if replicas > 1:
-        _check_shared(step, axes, STACKED, state, batch)
-        mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=STACKED)
-        result: tuple[PyTree, PyTree] = mapped(state, batch)
+        return _vmapped(step, state, batch, STACKED)
+    first = jax.tree.map(lambda x: x[0] if x.ndim else x, state)
+    inputs = (first, jax.tree.map(lambda x: x[0], batch))
+    program, shapes = jax.make_jaxpr(step, return_shape=True)(*inputs)
+
+    def traced(*inputs: PyTree) -> tuple[PyTree, PyTree]:
+        leaves = jaxpr_as_fun(program)(*jax.tree.leaves(inputs))
+        result: tuple[PyTree, PyTree] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         return result
-    row = jax.tree.map(lambda x: x[0] if x.ndim else x, state)
-    new_row, answer = step(row, jax.tree.map(lambda x: x[0], batch))
-    new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new_row, state)
+
+    # Each device would go on with its own of what all should share, and wait for the others in vain
+    # at a coupling that they pass over. What cannot be mapped cannot be checked.
+    with contextlib.suppress(NotImplementedError):
+        jax.eval_shape(lambda state, batch: _vmapped(traced, state, batch, GROUPS), state, batch)
+    new, answer = traced(*inputs)
+    new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new, state)
     return new_state, jax.tree.map(lambda x: x[None], answer)
+
+
+def _vmapped(step: Step, state: PyTree, batch: PyTree, name: str) -> tuple[PyTree, PyTree]:
+    axes = jax.tree.map(lambda x: 0 if x.ndim else None, state)
+    try:
+        mapped = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0), axis_name=name)
+        result: tuple[PyTree, PyTree] = mapped(state, batch)
+    except ValueError as error:
+        if "out_axes" not in str(error):
+            raise
+        shared = [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if not leaf.ndim
+        ]
+        raise ValueError(
+            "state leaves without axes must stay the same for all replicas, as step counters do, "
+            f"and the step makes one differ from replica to replica among state{shared}; "
+            "optax.apply_if_finite counts for each replica: put it around what comes after the "
+            "coupling, optax.chain(couple_replicas(...), optax.apply_if_finite(...)), and make the "
+            "state by stack_states, which keeps its counters apart"
+        ) from error
+    return result
 
 
 class PmappedStep:

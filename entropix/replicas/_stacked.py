@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Inexact, Integer, Key, PyTree
 
 from entropix._checks import check_float_leaves, check_integer, check_number
@@ -231,10 +232,12 @@ def stack_states(init: Callable[..., Any], *arguments: Any) -> Any:
 
     Returns:
       The states, stacked on the first axis of every leaf but the integers without axes, which are
-      those of the first replica.
+      those of the first replica. Inside an ``optax.apply_if_finite``, by which each replica skips
+      updates of its own, integers are stacked too.
 
     Raises:
-      ValueError: the arguments disagree on the number of replicas.
+      ValueError: the arguments disagree on the number of replicas; an ``optax.apply_if_finite`` is
+        around a coupling, which replicas that skip different updates would meet at different times.
 
     Examples:
       >>> import jax.numpy as jnp, optax, entropix
@@ -247,8 +250,36 @@ def stack_states(init: Callable[..., Any], *arguments: Any) -> Any:
     """
     num_replicas(arguments)
     states = jax.vmap(init)(*arguments)
-    is_counter = lambda s: s.ndim == 1 and jnp.issubdtype(s.dtype, jnp.integer)  # noqa: E731
-    return with_distinct_keys(jax.tree.map(lambda s: s[0] if is_counter(s) else s, states))
+    return with_distinct_keys(jax.tree.map(_with_shared_counters, states, is_leaf=_skips_updates))
+
+
+def _with_shared_counters(node: Any) -> Any:
+    """One counter for all replicas, unless they count for themselves."""
+    if _skips_updates(node):
+        couplings = [
+            type(part).__name__
+            for part in jax.tree.leaves(node.inner_state, is_leaf=_meets_others)
+            if _meets_others(part)
+        ]
+        if couplings:
+            raise ValueError(
+                "init must not make an optax.apply_if_finite around a coupling, which replicas "
+                f"that skip different updates would meet at different times, got {couplings} in "
+                "its state; use optax.chain(couple_replicas(...), optax.apply_if_finite(...))"
+            )
+        return node
+    is_counter = node.ndim == 1 and jnp.issubdtype(node.dtype, jnp.integer)
+    return node[0] if is_counter else node
+
+
+def _skips_updates(node: Any) -> bool:
+    return isinstance(node, optax.ApplyIfFiniteState)
+
+
+def _meets_others(node: Any) -> bool:
+    """Whether it is the state of a transform whose updates wait for other replicas."""
+    name = type(node).__name__
+    return name.endswith("State") and name.startswith(("Average", "Couple", "DiLoCo"))
 
 
 def with_distinct_keys(state: PyTree) -> PyTree:

@@ -294,3 +294,52 @@ def test_a_process_without_a_device_of_the_plan_is_told_at_once(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 3)
     with pytest.raises(ValueError, match=r"devices .* none of process 3 among 2 .* \[0\]"):
         replicas.plan(2, devices=2)
+
+
+FINITE = {
+    "inside": lambda names: optax.chain(
+        entropix.couple_replicas(0.3, every=2, axis_name=names),
+        optax.apply_if_finite(optax.adam(0.02), 5),
+    ),
+    "around": lambda names: optax.apply_if_finite(
+        entropix.replicated_sgd(0.02, gamma=0.3, every=2, axis_name=names), 5
+    ),
+}
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_replica_skips_its_own_update_where_it_is_not_finite(devices):
+    """It keeps its weights and counts for itself, and the others go on."""
+    plan = replicas.plan(4, devices=devices)
+    tx = FINITE["inside"](plan.axis_name)
+    run, state = plan.run(one_replica_step(tx)), plan.place(start(tx, 4))
+    good = first(BATCHES[0], 4)
+    bad = (good[0], np.where(np.arange(4)[:, None] == 2, np.nan, good[1]).astype(np.float32))
+    for batch in (good, bad, good):
+        before = plan.collect(state[0])
+        state, _ = jax.block_until_ready(run(state, plan.place_batch(batch)))
+        moved = [
+            np.abs(new - old).reshape(4, -1).max(1) > 0
+            for new, old in zip(
+                jax.tree.leaves(plan.collect(state[0])), jax.tree.leaves(before), strict=True
+            )
+        ]
+        np.testing.assert_array_equal(np.any(moved, 0), [True, True, batch is good, True])
+    counts = plan.collect(state[1][1])
+    np.testing.assert_array_equal(counts.total_notfinite, [0, 0, 1, 0])
+    np.testing.assert_array_equal(counts.inner_state[0].count, [3, 3, 2, 3])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_coupling_that_replicas_would_skip_alone_is_refused(devices):
+    plan = replicas.plan(4, devices=devices)
+    tx = FINITE["around"](plan.axis_name)
+    with pytest.raises(ValueError, match=r"apply_if_finite .* got \['CoupleReplicasState'\]"):
+        start(tx, 4)
+    params = as_tree(STARTS[:4])
+    counters = tx.init(jax.tree.map(lambda x: x[0], params))
+    stacked = jax.vmap(tx.init)(params)
+    shared = jax.tree.map(lambda x, one: x if one.ndim else one, stacked, counters)
+    run = plan.run(one_replica_step(tx))
+    with pytest.raises(ValueError, match=r"differ from replica to replica .*notfinite_count"):
+        run(plan.place((params, shared)), plan.place_batch(first(BATCHES[0], 4)))
