@@ -1,11 +1,13 @@
 """What Flax users need: batch statistics of averaged weights, and the anchor of an nnx model."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import PyTree
 
 from entropix.transforms import eval_params
 
@@ -19,8 +21,8 @@ _PROBE = 2.0**40
 
 
 def recompute_batch_stats(
-    apply: Callable[[Any, Any], Any], batch_stats: Any, batches: Iterable[Any]
-) -> Any:
+    apply: Callable[[PyTree, PyTree], PyTree], batch_stats: PyTree, batches: Iterable[PyTree]
+) -> PyTree:
     r"""Batch statistics of weights that were averaged, over a stream of batches.
 
     The running statistics of training follow the weights that the training loop holds, and fit
@@ -86,14 +88,17 @@ def recompute_batch_stats(
 
 
 def eval_model(
-    model: nnx.Module, optimizer: nnx.Optimizer[Any], batches: Iterable[Any] = ()
+    model: nnx.Module, optimizer: nnx.Optimizer[Any], batches: Iterable[PyTree] = ()
 ) -> nnx.Module:
     """A copy of an nnx model to evaluate, with the anchor's weights and their batch statistics.
 
+    Called again with a model of the same structure and batches of the same shape, nothing is
+    compiled anew.
+
     Args:
       model: the model that is being trained; it is not changed.
-      optimizer: its ``nnx.Optimizer`` around a transformation that holds an
-        `entropix.entropy_descent`.
+      optimizer: its ``nnx.Optimizer``, around any transformation. Without an anchor, such as that
+        of `entropix.entropy_descent`, the weights are those of the model.
       batches: an iterable of inputs of the model, to recompute the batch statistics on; not needed
         without batch normalization.
 
@@ -101,8 +106,7 @@ def eval_model(
       A new model in eval mode.
 
     Raises:
-      ValueError: the optimizer holds no `entropix.entropy_descent`; the model has batch statistics
-        and ``batches`` is empty.
+      ValueError: the model has batch statistics and ``batches`` is empty.
 
     Examples:
       >>> import jax.numpy as jnp, entropix
@@ -122,15 +126,25 @@ def eval_model(
     params, batch_stats, rest = states
     params = eval_params(nnx.as_pure(optimizer.opt_state), nnx.as_pure(params))
 
-    @jax.jit
-    def apply(batch_stats: Any, batch: Any) -> Any:
-        running = nnx.merge(graphdef, params, batch_stats, rest, copy=True)
-        running.train()
-        running(batch)
-        return nnx.as_pure(nnx.state(running, nnx.BatchStat))
-
     if jax.tree.leaves(batch_stats):
+        apply = functools.partial(_new_batch_stats, graphdef, params, rest)
         batch_stats = recompute_batch_stats(apply, nnx.as_pure(batch_stats), batches)
     evaluated = nnx.merge(graphdef, params, batch_stats, rest, copy=True)
     evaluated.eval()
     return evaluated
+
+
+# Of the whole module, so that a model evaluated again and again is compiled once.
+@functools.partial(jax.jit, static_argnums=0)
+def _new_batch_stats(
+    graphdef: nnx.GraphDef[nnx.Module],
+    params: PyTree,
+    rest: PyTree,
+    batch_stats: PyTree,
+    batch: PyTree,
+) -> PyTree:
+    """The running statistics after one batch in training mode."""
+    running = nnx.merge(graphdef, params, batch_stats, rest, copy=True)
+    running.train()
+    running(batch)
+    return nnx.as_pure(nnx.state(running, nnx.BatchStat))

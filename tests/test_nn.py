@@ -230,3 +230,24 @@ def test_center_of_replicas_needs_its_own_batch_stats():
         recomputed["BatchNorm_0"]["mean"], hidden.mean(0), rtol=1e-4, atol=1e-5
     )
     assert jnp.abs(recomputed["BatchNorm_0"]["var"] - averaged["BatchNorm_0"]["var"]).max() > 0.1
+
+
+def test_a_model_evaluated_again_is_not_compiled_again():
+    """Nor one of the same structure with other weights; and plain optimizers keep the weights."""
+    traces = []
+
+    class Counting(NnxNet):
+        def __call__(self, x):
+            traces.append(1)
+            return super().__call__(x)
+
+    x, _ = make_data()
+    for seed in range(2):
+        model = Counting(nnx.Rngs(seed))
+        optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        for _ in range(2):
+            evaluated = eval_model(model, optimizer, batches_of(x, 48))
+    assert len(traces) == 1
+    np.testing.assert_array_equal(evaluated.first.kernel[...], model.first.kernel[...])
+    hidden = np.asarray(model.first(x), np.float64)
+    np.testing.assert_allclose(evaluated.norm.mean[...], hidden.mean(0), rtol=1e-4, atol=1e-5)
