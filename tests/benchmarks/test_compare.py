@@ -142,11 +142,13 @@ def test_a_foreign_folder_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_run_measures_and_writes_everything(tmp_path, monkeypatch):
+SHORT = ["compare", "--methods", "adam", "--gradients=300", "--seeds=1", "--flatness-images=50"]
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_run_writes_everything(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr(compare, "CURVE_POINTS", 4)
-    arguments = ["compare", "--methods", "adam", "--gradients=300", "--seeds=1", "--output", folder]
-    assert run([*arguments, "--flatness-images=50"], monkeypatch) == 0
+    assert run([*SHORT, "--output", folder], monkeypatch) == 0
     names = {"results.json", "report.md", "report.html", "weights"}
     pictures = ("learning_curves", "local_energy", "spectrum")
     names |= {f"{picture}.{kind}" for picture in pictures for kind in ("png", "svg")}
@@ -156,6 +158,13 @@ def test_a_run_measures_and_writes_everything(tmp_path, monkeypatch):
     assert found["environment"]["versions"]["jax"]
     record = found["methods"]["adam"]
     assert record["final"]["train_error"][0] < 0.3
+
+
+@pytest.mark.slow
+def test_what_a_run_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CURVE_POINTS", 4)
+    assert run([*SHORT, "--output", tmp_path / "run"], monkeypatch) == 0
+    record = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]["adam"]
     flatness = record["flatness"]
     # Noise of 30 % hurts more than noise of 5 %, and the trace holds the top eigenvalue.
     energies = flatness["local_energy"][0]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common.models import MODELS
+from benchmarks.common.models import MODELS, Dense, LeNet
 from benchmarks.common.network import Network
 
 
@@ -53,11 +53,11 @@ def test_sizes_of_the_papers(name, shape, count):
 
 
 def test_dropout_acts_in_training_only():
-    network = make("mnistfc", (4, 4, 1), dropout=0.5)
-    params, stats = network.init(jax.random.key(0))
+    network = Network(Dense((32,), 10, 0.5), (4, 4, 1))
+    params, stats = jax.jit(network.init)(jax.random.key(0))
     images, labels = jax.random.normal(jax.random.key(1), (6, 4, 4, 1)), jnp.zeros(6, jnp.int32)
     losses = [
-        network.training_loss(params, stats, images, labels, jax.random.key(seed))[0]
+        jax.jit(network.training_loss)(params, stats, images, labels, jax.random.key(seed))[0]
         for seed in (2, 3, 2)
     ]
     assert losses[0] == losses[2] != losses[1]
@@ -67,12 +67,12 @@ def test_dropout_acts_in_training_only():
 
 
 def test_batch_statistics_move_in_training_and_only_there():
-    network = make("lenet", (8, 8, 1))
-    params, stats = network.init(jax.random.key(0))
+    network = Network(LeNet(10, 0.25, filters=(4, 6), units=16), (8, 8, 1))
+    params, stats = jax.jit(network.init)(jax.random.key(0))
     images, labels = 3 + jax.random.normal(jax.random.key(1), (6, 8, 8, 1)), jnp.zeros(6, jnp.int32)
-    _, moved = network.training_loss(params, stats, images, labels, jax.random.key(2))
+    _, moved = jax.jit(network.training_loss)(params, stats, images, labels, jax.random.key(2))
     differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), stats, moved)
     assert all(difference > 0 for difference in jax.tree.leaves(differences))
     # Without dropout the pass that settles the statistics needs no key and repeats exactly.
-    settled = network.training_stats(params, stats, images)
+    settled = jax.jit(network.training_stats)(params, stats, images)
     assert jax.tree.structure(settled) == jax.tree.structure(stats)
