@@ -59,14 +59,6 @@ class Plan:
             return (STACKED,)
         return (GROUPS,) if self.layout.per_group == 1 else (GROUPS, STACKED)
 
-    def data_mean(self, tree: PyTree) -> PyTree:
-        """The mean over a replica's whole mini-batch of what a step computed: the tree itself.
-
-        A step sees the whole mini-batch of its replica, however many devices divide it: the
-        compiler adds what is needed between them, also to the statistics of batch normalization.
-        """
-        return tree
-
     def shardings(self, state: PyTree) -> PyTree:
         """How a state lies on the devices, to make or restore it there without a whole copy.
 
