@@ -21,7 +21,18 @@ FACTORIES = [
     lambda loss, **kwargs: local_entropy_loss(loss, radius=0.3, samples=6, **kwargs),
     lambda loss, **kwargs: gaussian_smoothed_loss(loss, std=0.2, samples=6, **kwargs),
 ]
-EACH = pytest.mark.parametrize("smooth", FACTORIES, ids=["PLA", "soft PLA", "PLEA", "Gaussian"])
+NAMES = ["PLA", "soft PLA", "PLEA", "Gaussian"]
+# Every law holds for all; the quick tests hold two to them that go through all of the code.
+EACH = pytest.mark.parametrize(
+    "smooth",
+    [
+        pytest.param(
+            smooth, id=name, marks=() if name in ("soft PLA", "Gaussian") else pytest.mark.slow
+        )
+        for name, smooth in zip(NAMES, FACTORIES, strict=True)
+    ],
+)
+ALL = pytest.mark.parametrize("smooth", FACTORIES, ids=NAMES)
 WEIGHTS_OF_FIRST_LAYER = {"w": True, "b": False, "v": False}
 
 
@@ -149,8 +160,8 @@ def test_antithetic_pairs_cancel_odd_orders():
     assert abs(single - 6.0) > 1e-2
 
 
-@EACH
-@pytest.mark.parametrize("mask", [False, {"w": False, "b": False, "v": False}, lambda path: False])
+@ALL
+@pytest.mark.parametrize("mask", [{"w": False, "b": False, "v": False}, lambda path: False])
 def test_an_empty_mask_is_the_plain_loss(smooth, mask):
     plain = jax.value_and_grad(problems.mlp)(PARAMS, DATA)
     partial = jax.value_and_grad(smooth(problems.mlp, mask=mask))(PARAMS, DATA, KEY)
@@ -185,23 +196,22 @@ def test_the_gradient_is_that_of_the_formula_with_draws_held_fixed(smooth, x64):
     np.testing.assert_allclose(slope, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("smooth", FACTORIES[1::2], ids=["soft PLA", "Gaussian"])
-def test_chunks_are_the_whole(smooth):
+@EACH
+@pytest.mark.parametrize("chunk", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))])
+def test_chunks_are_the_whole(smooth, chunk):
     """One copy at a time, a chunk with a remainder, and more than there are."""
-    whole = jax.jit(jax.value_and_grad(smooth(problems.mlp)))(PARAMS, DATA, KEY)
-    for chunk in (1, 4, 100):
-        parts = jax.jit(jax.value_and_grad(smooth(problems.mlp, chunk=chunk)))(PARAMS, DATA, KEY)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), parts, whole
-        )
+    whole, parts = (
+        jax.jit(jax.value_and_grad(smooth(problems.mlp, chunk=chunk)))(PARAMS, DATA, KEY)
+        for chunk in (None, chunk)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), parts, whole)
 
 
 @EACH
 def test_jit_vmap_and_keys(smooth):
     smoothed = smooth(problems.mlp)
     jitted = jax.jit(smoothed)
-    np.testing.assert_allclose(jitted(PARAMS, DATA, 7), smoothed(PARAMS, DATA, 7), rtol=1e-6)
-    assert jitted(PARAMS, DATA, 7) == jitted(PARAMS, DATA, jax.random.PRNGKey(7))
+    np.testing.assert_allclose(jitted(PARAMS, DATA, KEY), smoothed(PARAMS, DATA, KEY), rtol=1e-6)
     keys = jax.random.split(KEY, 3)
     mapped = jax.jit(jax.vmap(smoothed, (None, None, 0)))(PARAMS, DATA, keys)
     np.testing.assert_allclose(mapped, [jitted(PARAMS, DATA, key) for key in keys], rtol=1e-6)
@@ -259,7 +269,7 @@ def test_bad_arguments_of_the_gaussian():
         gaussian_smoothed_loss(problems.mlp, std=1.0, samples=3)
 
 
-@EACH
+@ALL
 def test_bad_arguments_of_the_smoothed_loss(smooth):
     with pytest.raises(TypeError, match=r"floating-point arrays, got int32 at params\['w'\]"):
         smooth(problems.mlp)({"w": jnp.ones(3, jnp.int32)}, DATA, KEY)

@@ -46,14 +46,23 @@ SCHEDULES = {
 }
 
 
+def crossed(cases):
+    """Every case with every schedule; each case with one of them in the quick tests."""
+    quick = set(zip(cases, itertools.cycle(SCHEDULES)))
+    return [
+        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow)
+        for pair in itertools.product(cases, SCHEDULES)
+    ]
+
+
 def entropy_arguments(case, gamma):
     arguments = {"learning_rate": 0.7, "inner_learning_rate": 0.05, "inner_steps": 8}
     arguments |= {"momentum": None, "inner_momentum": None, "ema_decay": 0.75}
     return arguments | CASES[case] | {"gamma": gamma}
 
 
-@pytest.mark.parametrize(("case", "schedule"), list(itertools.product(CASES, SCHEDULES)))
-@pytest.mark.parametrize("steps", [GRADIENTS, 77])
+@pytest.mark.parametrize(("case", "schedule"), crossed(CASES))
+@pytest.mark.parametrize("steps", [77, pytest.param(GRADIENTS, marks=pytest.mark.slow)])
 def test_entropy_sgd_transparent(case, schedule, steps):
     gamma, np_gamma = SCHEDULES[schedule]
     held, state = train(entropix.entropy_sgd(noise=0.0, **entropy_arguments(case, gamma)), steps)
@@ -68,7 +77,7 @@ def test_entropy_sgd_transparent(case, schedule, steps):
     assert np.abs(as_vector(held) - START).max() > 0.1
 
 
-@pytest.mark.parametrize(("case", "schedule"), list(itertools.product(CASES, SCHEDULES)))
+@pytest.mark.parametrize(("case", "schedule"), crossed(CASES))
 def test_entropy_sgd_opaque(case, schedule):
     gamma, np_gamma = SCHEDULES[schedule]
     arguments = entropy_arguments(case, gamma)
@@ -153,6 +162,9 @@ REPLICATED = {
 }
 
 
+MAPPED = [("paper", "vmap"), ("nesterov", "pmap"), ("weight decay", "shard_map")]
+
+
 def replicated_arguments(case, gamma):
     return {"learning_rate": 0.02, "every": 3} | REPLICATED[case] | {"gamma": gamma}
 
@@ -163,7 +175,7 @@ def expected_replicas(case, np_gamma):
     )
 
 
-@pytest.mark.parametrize(("case", "schedule"), list(itertools.product(REPLICATED, SCHEDULES)))
+@pytest.mark.parametrize(("case", "schedule"), crossed(REPLICATED))
 def test_replicated_sgd_stacked(case, schedule):
     gamma, np_gamma = SCHEDULES[schedule]
     tx = entropix.replicated_sgd(axis=0, **replicated_arguments(case, gamma))
@@ -173,8 +185,13 @@ def test_replicated_sgd_stacked(case, schedule):
     assert np.abs(as_vector(stacked(uncoupled, replica_starts())) - actual).max() > 1e-3
 
 
-@pytest.mark.parametrize("case", REPLICATED)
-@pytest.mark.parametrize("mapped", ["vmap", "pmap", "shard_map"])
+@pytest.mark.parametrize(
+    ("case", "mapped"),
+    [
+        pytest.param(*pair, marks=() if pair in MAPPED else pytest.mark.slow)
+        for pair in itertools.product(REPLICATED, ["vmap", "pmap", "shard_map"])
+    ],
+)
 def test_replicated_sgd_named_axis(case, mapped):
     gamma, np_gamma = SCHEDULES["scoped"]
     tx = entropix.replicated_sgd(axis_name="replica", **replicated_arguments(case, gamma))
@@ -202,7 +219,13 @@ def test_replicated_sgd_named_axis(case, mapped):
     np.testing.assert_allclose(actual, expected_replicas(case, np_gamma), **LAWS)
 
 
-@pytest.mark.parametrize("case", REPLICATED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case == "nesterov" else pytest.mark.slow)
+        for case in REPLICATED
+    ],
+)
 def test_replicated_sgd_stacked_here_and_mapped_elsewhere(case):
     gamma, np_gamma = SCHEDULES["scoped"]
     tx = entropix.replicated_sgd(axis=0, axis_name="group", **replicated_arguments(case, gamma))

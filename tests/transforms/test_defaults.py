@@ -33,7 +33,7 @@ REPLICATED = {
 def digits():
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(images))
-    return jnp.asarray(images[order] / 16, jnp.float32), jnp.asarray(labels[order])
+    return (images[order] / 16).astype(np.float32), labels[order]
 
 
 def init(key):
@@ -51,7 +51,7 @@ def logits(params, images):
 
 
 def loss(params, key):
-    images, labels = digits()
+    images, labels = map(jnp.asarray, digits())
     batch = jax.random.randint(key, (BATCH_SIZE,), 0, TRAINING)
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits(params, images[batch]), labels[batch]
