@@ -32,6 +32,9 @@ ALGORITHMS = {
     "parle": lambda **where: entropix.parle(
         0.5, gamma=0.1, rho=0.5, inner_learning_rate=0.02, inner_steps=5, **where
     ),
+    "diloco": lambda **where: entropix.diloco(
+        optax.adam(0.02), inner_steps=4, delay=1, blend=0.8, **where
+    ),
 }
 ALL = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -136,6 +139,20 @@ def test_the_only_traffic_is_one_all_reduce_inside_the_conditional(algorithm, ba
     found = collectives(text)
     assert [each.kind for each in found] == ["all-reduce"]
     assert found[0].computation in inside_conditionals(text)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compressed_meetings_are_the_same_on_devices(backend, monkeypatch):
+    """Two replicas on each of four devices exchange over both axes."""
+    compressed = lambda **where: entropix.diloco(
+        optax.sgd(0.02),
+        inner_steps=2,
+        compression=entropix.Compression("int8", block_size=2),
+        **where,
+    )
+    monkeypatch.setitem(ALGORITHMS, "compressed", compressed)
+    plan = replicas.plan(Y, devices=Y // 2, backend=backend)
+    assert_same(on_devices("compressed", plan), on_one_device("compressed"))
 
 
 def test_the_reader_of_programs_sees_unconditional_traffic():
