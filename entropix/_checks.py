@@ -79,6 +79,21 @@ def check_integer(name: str, number: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} must be an integer >= {at_least}, got {number}")
 
 
+def check_below(name: str, number: Any, bound_name: str, bound: Any) -> None:
+    """Raises unless a number is an integer from 0 on and below another argument; tracers pass.
+
+    Raises:
+      TypeError: it is not an integer.
+      ValueError: it is out of its range.
+    """
+    check_integer(name, number, at_least=0)
+    known = not any(isinstance(x, jax.core.Tracer) for x in (number, bound))
+    if known and number >= bound:
+        raise ValueError(
+            f"{name} must be an integer >= 0 and < {bound_name} = {bound}, got {number}"
+        )
+
+
 def check_float_leaves(name: str, tree: Any) -> None:
     """Raises unless every leaf of ``tree`` is a floating-point array; a Python float is none.
 

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_float_leaves, check_integer, check_number
+from entropix._checks import check_below, check_float_leaves, check_integer, check_number
 from entropix.transforms._branch import apply_when
 from entropix.transforms._langevin import at
 from entropix.transforms._replica_axes import replica_axes
@@ -31,6 +31,7 @@ def couple_replicas(
     gamma: optax.ScalarOrSchedule,
     *,
     every: int | jax.Array = 1,
+    phase: int | jax.Array = 0,
     center: Literal["mean", "moving"] = "mean",
     center_rate: optax.ScalarOrSchedule = 0.9,
     axis: int | None = None,
@@ -39,7 +40,7 @@ def couple_replicas(
     r"""Adds to each replica's gradient the pull toward the mean of all y replicas.
 
     .. math:: d^a \leftarrow d^a + K \gamma (x^a - \bar x), \qquad \bar x = \frac{1}{y} \sum_a x^a,
-              \qquad \text{on every step } t \equiv 0 \pmod K
+              \qquad \text{on every step } t + p \equiv 0 \pmod K
 
     The mean is that of the weights before the step, of the replicas whose weights are finite. Put
     it first in a chain, so that the pull goes through the momentum like the gradient:
@@ -63,6 +64,8 @@ def couple_replicas(
         updates made. At least 0. `entropix.scoping` has schedules, the units of other papers,
         and the largest gamma that is stable.
       every: K, steps between couplings. At least 1, default 1.
+      phase: p, how far into a period the count of steps starts, 0 <= p < K, so that groups of
+        parameters with other phases (`fragments`) meet at other steps. Default 0: at step 0.
       center: ``"mean"`` (default) or ``"moving"``.
       center_rate: beta, the weight of the mean in the moving center, or a schedule of the number of
         updates made. From 0 to 1, default 0.9.
@@ -95,6 +98,7 @@ def couple_replicas(
     """
     check_number("gamma", gamma, at_least=0)
     check_integer("every", every, at_least=1)
+    check_below("phase", phase, "every", every)
     check_number("center_rate", center_rate, at_least=0, at_most=1)
     if center not in ("mean", "moving"):
         raise ValueError(f"center must be 'mean' or 'moving', got {center!r}")
@@ -125,7 +129,8 @@ def couple_replicas(
             mean = replicas.mean(params)
             if not moving:
                 return mean
-            rate = jnp.where(state.step == 0, 1.0, at(center_rate, state.step))
+            # The first K steps hold one coupling, which sets the center.
+            rate = jnp.where(state.step < every, 1.0, at(center_rate, state.step))
 
             def moved_leaf(c: jax.Array, m: jax.Array) -> jax.Array:
                 share = rate.astype(c.dtype)
@@ -146,7 +151,7 @@ def couple_replicas(
             )  # fmt: skip
             return updates, center if moving else None
 
-        meets = state.step % every == 0
+        meets = (state.step + phase) % every == 0
         updates, center = apply_when(meets, pulled, (updates, state.center), in_place=False)
         return updates, CoupleReplicasState(optax.safe_increment(state.step), center)
 

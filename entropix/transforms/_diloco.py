@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_float_leaves, check_integer, check_number
+from entropix._checks import check_below, check_float_leaves, check_integer, check_number
 from entropix.transforms._average_updates import checked
 from entropix.transforms._branch import apply_when
 from entropix.transforms._exchange import Compression, Exchange
@@ -42,8 +42,8 @@ def diloco(
     inner: optax.GradientTransformation,
     outer: optax.GradientTransformation | None = None,
     *,
-    inner_steps: int,
-    phase: int = 0,
+    inner_steps: int | jax.Array,
+    phase: int | jax.Array = 0,
     delay: int = 0,
     blend: optax.ScalarOrSchedule = 1.0,
     compression: Compression | None = None,
@@ -253,18 +253,3 @@ def diloco(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def check_below(name: str, number: Any, bound_name: str, bound: Any) -> None:
-    """Raises unless a number is an integer from 0 on and below another argument; tracers pass.
-
-    Raises:
-      TypeError: it is not an integer.
-      ValueError: it is out of its range.
-    """
-    check_integer(name, number, at_least=0)
-    known = not any(isinstance(x, jax.core.Tracer) for x in (number, bound))
-    if known and number >= bound:
-        raise ValueError(
-            f"{name} must be an integer >= 0 and < {bound_name} = {bound}, got {number}"
-        )

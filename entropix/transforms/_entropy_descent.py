@@ -8,7 +8,13 @@ import optax
 
 from entropix.transforms._branch import apply_when
 from entropix.transforms._grad_fn_descent import descent_with_grad_fn
-from entropix.transforms._inner_loop import Course, EntropyDescentState, InnerLoop, required
+from entropix.transforms._inner_loop import (
+    Course,
+    EntropyDescentState,
+    InnerLoop,
+    is_known_zero,
+    required,
+)
 
 
 def entropy_descent(
@@ -22,6 +28,7 @@ def entropy_descent(
     debias: bool = False,
     scale_by_gamma: bool = False,
     reset_inner: bool = True,
+    phase: int | jax.Array = 0,
     opaque: bool = False,
     key: jax.Array | int = 0,
     accumulator_dtype: Any = None,
@@ -68,6 +75,8 @@ def entropy_descent(
       scale_by_gamma: whether the outer optimizer is fed with gamma (x - mu), the gradient itself.
         Default False: gamma's growth would fight the learning rate's decay.
       reset_inner: whether the inner optimizer starts afresh at every outer step. Default True.
+      phase: steps by which the first loop is shorter, 0 <= phase < L, so that groups of parameters
+        with other phases (`fragments`) end their loops at other steps. Default 0.
       opaque: whether to return `entropy_descent_with_grad_fn` of the other arguments. Default
         False.
       key: an integer seed or a key of ``jax.random.key``, for the noise. Default 0.
@@ -80,7 +89,8 @@ def entropy_descent(
 
     Raises:
       TypeError: an argument or a parameter is of the wrong type.
-      ValueError: an argument is out of its range; ``update`` without params.
+      ValueError: an argument is out of its range; a phase and ``opaque``; ``update`` without
+        params.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, entropix
@@ -114,6 +124,7 @@ def entropy_descent(
         reset_inner=reset_inner,
         key=key,
         accumulator_dtype=accumulator_dtype,
+        phase=phase,
     )
     return descent(outer, loop, opaque=opaque)
 
@@ -122,6 +133,10 @@ def descent(
     outer: optax.GradientTransformation, loop: InnerLoop, *, opaque: bool
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of an outer optimizer and an inner loop."""
+    if opaque and not is_known_zero(loop.phase):
+        raise ValueError(
+            f"phase must be 0 where one update is a whole loop (opaque=True), got {loop.phase}"
+        )
     if opaque:
         return descent_with_grad_fn(outer, loop)
     outer = optax.with_extra_args_support(outer)
@@ -137,7 +152,7 @@ def descent(
     ) -> tuple[optax.Updates, EntropyDescentState]:
         params = required(params)
         starts = state.inner_step == 0
-        closes = state.inner_step == loop.inner_steps - 1
+        closes = loop.closes(state.inner_step, state.outer_step)
         course = apply_when(
             starts,
             lambda course: loop.start(params, course.inner_state),

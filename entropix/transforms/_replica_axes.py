@@ -78,7 +78,7 @@ class ReplicaAxes(NamedTuple):
     def _psum(self, x: jax.Array) -> jax.Array:
         return jax.lax.psum(x, self.names) if self.names else x
 
-    def zeros_like_mean(self, leaf: jax.Array) -> jax.Array:
+    def zeros_like_mean(self, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         """Zeros of the shape, dtype and sharding of the mean of one leaf, which may be abstract."""
         if self.axis is None:
             return jnp.zeros_like(leaf)

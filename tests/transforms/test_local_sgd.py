@@ -421,6 +421,87 @@ def test_fragments_out_of_phase_against_numpy():
     np.testing.assert_allclose(as_vector(shared)[0], theta, **LAWS)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.75, lambda step: step / (step + 1)])
+@pytest.mark.parametrize("debias", [False, True])
+def test_phase_of_entropy_descent(ema_decay, debias):
+    """A loop of L - p steps, and then loops of L: two transforms, one after the other."""
+    make = lambda **loop: entropix.entropy_descent(
+        optax.sgd(0.6), optax.sgd(0.02, momentum=0.9), gamma=0.3, ema_decay=ema_decay,
+        debias=debias, **loop,
+    )  # fmt: skip
+    grads_at = lambda offset: lambda x, index: jax.grad(loss)(x, batch_of(0, index + offset))
+    held, shared, _ = scanned(make(inner_steps=5, phase=3), as_tree(START), grads_at(0), 10)
+    after, _, _ = scanned(make(inner_steps=2), as_tree(START), grads_at(0), 2)
+    expected = scanned(make(inner_steps=5), after, grads_at(2), 8)[:2]
+    chex.assert_trees_all_close((held, shared), expected, **LAWS)
+    assert np.abs(as_vector(held) - as_vector(shared)).max() > 1e-3
+
+
+@pytest.mark.parametrize("phase", [0, 1, 2])
+def test_phase_of_couple_replicas(phase):
+    """Against a loop; the moving center starts at the first meeting."""
+    tx = optax.chain(
+        entropix.couple_replicas(
+            0.7, every=3, phase=phase, center="moving", center_rate=0.4, axis=0
+        ),
+        optax.sgd(0.05),
+    )
+    held, _, _ = run_stacked_any(tx, replica_starts())
+    x, center = replica_starts(), None
+    for step in range(STEPS):
+        d = np.stack([np_gradient(x[a], a, step) for a in range(REPLICAS)])
+        if (step + phase) % 3 == 0:
+            center = x.mean(0) if center is None else 0.6 * center + 0.4 * x.mean(0)
+            d = d + 3 * 0.7 * (x - center)
+        x = x - 0.05 * d
+    np.testing.assert_allclose(as_vector(held), x, **LAWS)
+
+
+def run_stacked_any(tx, starts):
+    """As `run_stacked`, for transforms without an anchor too."""
+    params, state = as_tree(starts), tx.init(as_tree(starts))
+    step = jax.jit(lambda p, s, index: tx.update(stacked_grads(p, index), s, p))
+    for index in range(STEPS):
+        updates, state = step(params, state, index)
+        params = optax.apply_updates(params, updates)
+    return params, None, state
+
+
+def test_nothing_is_kept_or_read_for_what_is_zero():
+    """Without average no lag; without pull and average the anchor is read when a loop ends."""
+    make = lambda **options: entropix.entropy_descent(
+        optax.sgd(1.0), optax.sgd(0.1), inner_steps=4, **options
+    )
+    params = as_tree(START)
+    plain = make(gamma=0.0, ema_decay=0.0)
+    assert sizes(plain.init(params)) == DIM
+    assert sizes(make(gamma=0.0).init(params)) == 2 * DIM
+    anchor = jax.tree.map(lambda x: x * jnp.nan, params)
+    lost = plain.init(params)._replace(anchor=anchor, inner_step=jnp.asarray(1))
+    updates, _ = plain.update(params, lost, params)
+    chex.assert_tree_all_finite(updates)
+
+
+def test_a_round_is_a_scope():
+    """H steps of size eta and a coupling gamma = 1 / (eta H) smooth alike, stiff or flat."""
+    curvature, eta, rounds = jnp.array([1e-4, 3.0]), 0.3, 20
+    start = jnp.ones(2)
+    slope = lambda x, _: curvature * x
+
+    def way(tx, steps):
+        return start - scanned(tx, start, slope, steps)[1]
+
+    actual = way(entropix.diloco(optax.sgd(eta), optax.sgd(1.0), inner_steps=rounds), rounds)
+    np.testing.assert_allclose(actual, 1 - (1 - eta * curvature) ** rounds, rtol=1e-9)
+    gamma = 1 / (eta * rounds)
+    pulled = entropix.entropy_descent(
+        optax.sgd(1.0), optax.sgd(eta), inner_steps=600, gamma=gamma, ema_decay=0.0
+    )
+    np.testing.assert_allclose(way(pulled, 600), curvature / (curvature + gamma), rtol=1e-9)
+    np.testing.assert_allclose(way(pulled, 600)[0], actual[0], rtol=1e-3)
+    np.testing.assert_allclose(way(pulled, 600)[1], actual[1], rtol=0.06)
+
+
 def test_layers_are_dealt_out_in_order_of_depth():
     params = {f"layers_{i}": {"w": np.zeros((4, 4))} for i in range(12)}
     params |= {"embed": np.zeros(100), "head": np.zeros(30)}
@@ -552,6 +633,14 @@ def test_compression_with_error_feedback_converges_as_if_in_full():
          "inner_steps must be an integer >= 1, got 0"),
         (lambda: entropix.diloco(optax.sgd(1), inner_steps=3, phase=3), ValueError,
          "phase .* < inner_steps = 3, got 3"),
+        (lambda: entropix.couple_replicas(0.1, every=2, phase=2, axis=0), ValueError,
+         "phase .* < every = 2, got 2"),
+        (lambda: entropix.entropy_descent(
+            optax.sgd(1), optax.sgd(1), inner_steps=3, gamma=0.0, phase=-1), ValueError,
+         "phase .* got -1"),
+        (lambda: entropix.entropy_descent(
+            optax.sgd(1), optax.sgd(1), inner_steps=3, gamma=0.0, phase=1, opaque=True),
+         ValueError, "phase must be 0 .* got 1"),
         (lambda: entropix.diloco(optax.sgd(1), inner_steps=3, delay=3), ValueError,
          "delay .* < inner_steps = 3, got 3"),
         (lambda: entropix.diloco(optax.sgd(1), inner_steps=3, delay=1.0), TypeError,
