@@ -195,13 +195,19 @@ def diloco(
         shortened = jnp.where(state.outer_step == 0, phase, 0)
         closes = state.inner_step == inner_steps - 1 - shortened
 
-        def outer_gradient(updates: optax.Updates, residual: Any) -> tuple[optax.Updates, Any]:
+        # A branch takes what it changes from its operand: XLA copies what it closes over too.
+        def outer_gradient(
+            anchor: optax.Params, updates: optax.Updates, residual: Any
+        ) -> tuple[optax.Updates, Any]:
             last = optax.apply_updates(params, updates)
             away = jax.tree.map(lambda a, x: a - x.astype(a.dtype), anchor, last)
             return (away, residual) if single else exchange.mean(away, residual)
 
         def outer_step(
-            gradient: optax.Updates, outer_state: optax.OptState, updates: optax.Updates
+            gradient: optax.Updates,
+            anchor: optax.Params,
+            outer_state: optax.OptState,
+            updates: optax.Updates,
         ) -> tuple[optax.Params, optax.OptState, optax.Updates]:
             outer_updates, outer_state = outer.update(gradient, outer_state, anchor, **extra_args)
             theta = optax.apply_updates(anchor, outer_updates)
@@ -222,22 +228,22 @@ def diloco(
         if delay:
             pending, residual = apply_when(
                 closes,
-                lambda carry: outer_gradient(updates, carry[1]),
+                lambda carry: outer_gradient(anchor, updates, carry[1]),
                 (pending, residual),
             )
             lands = (state.outer_step > 0) & (state.inner_step == delay - 1)
             anchor, outer_state, updates = apply_when(
                 lands,
-                lambda carry: outer_step(state.pending, carry[1], carry[2]),
+                lambda carry: outer_step(pending, *carry),
                 (anchor, outer_state, updates),
             )
         else:
 
             def meet(carry: Any) -> Any:
-                _, residual, outer_state, updates = carry
-                gradient, residual = outer_gradient(updates, residual)
-                theta, outer_state, updates = outer_step(gradient, outer_state, updates)
-                return theta, residual, outer_state, updates
+                anchor, residual, outer_state, updates = carry
+                gradient, residual = outer_gradient(anchor, updates, residual)
+                anchor, outer_state, updates = outer_step(gradient, anchor, outer_state, updates)
+                return anchor, residual, outer_state, updates
 
             anchor, residual, outer_state, updates = apply_when(
                 closes, meet, (anchor, residual, outer_state, updates)

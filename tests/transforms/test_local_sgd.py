@@ -1,6 +1,7 @@
 """Local SGD: against a NumPy loop, the methods that it contains, and what travels."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -487,6 +488,23 @@ def test_nothing_is_kept_or_read_for_what_is_zero():
     lost = plain.init(params)._replace(anchor=anchor, inner_step=jnp.asarray(1))
     updates, _ = plain.update(params, lost, params)
     chex.assert_tree_all_finite(updates)
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_a_step_between_meetings_writes_three_arrays(delay):
+    """Momentum, update and parameters; anchor and outer momentum stay where they are."""
+    tx = entropix.diloco(optax.sgd(0.1, momentum=0.9, nesterov=True), inner_steps=9, delay=delay)
+    params = jnp.ones(1037, jnp.float32)
+
+    def step(params, grads, state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 2)).lower(params, params, tx.init(params)).compile()
+    entry = compiled.as_text().split("ENTRY", 1)[1]
+    written = re.findall(r"= f32\[1037\]\S* (copy|fusion|add|multiply|subtract)\(", entry)
+    assert "copy" not in written
+    assert len(written) == 3
 
 
 def test_a_round_is_a_scope():
