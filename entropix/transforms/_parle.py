@@ -55,7 +55,7 @@ def parle(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
     gamma: optax.ScalarOrSchedule = 1e-2,
-    rho: optax.ScalarOrSchedule = 0.1,
+    rho: optax.ScalarOrSchedule = 0.3,
     inner_learning_rate: optax.ScalarOrSchedule = 0.1,
     inner_steps: int | jax.Array = 25,
     noise: optax.ScalarOrSchedule = 0.0,
@@ -95,7 +95,7 @@ def parle(
         released code.
       rho: pull toward the other replicas relative to that toward the own average, without unit
         (the inverse of the paper's rho), a number or a schedule of the outer step. At least 0,
-        default 0.1. Above 2 over the learning rate the replicas overshoot each other and diverge,
+        default 0.3. Above 2 over the learning rate the replicas overshoot each other and diverge,
         with momentum earlier (`entropix.scoping.largest_stable_gamma`).
       inner_learning_rate: eta', step size of x', a number or a schedule of the outer step. Default
         0.1.
