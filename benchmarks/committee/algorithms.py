@@ -13,7 +13,7 @@ from entropix.committee import (
     entropic_lal,
     focusing_bp,
     least_action_learning,
-    scoping,
+    rising_coupling,
     surrogate_sgd,
 )
 
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 def run_focusing_bp(problem: Problem, key: jax.Array, max_epochs: int) -> Found:
     """All couplings are gone through, toward ever denser regions."""
     del max_epochs
-    protocol = scoping(jnp.asarray(COUPLINGS))
+    protocol = rising_coupling(jnp.asarray(COUPLINGS))
     found = focusing_bp(problem.model, *problem.train, protocol, key, stop_when_solved=False)
     return Found(found.weights, int(found.errors), int(jnp.sum(found.history.steps)))
 

@@ -14,7 +14,7 @@ from benchmarks.common.options import ABOVE_ZERO, POSITIVE, FolderOptions
 from benchmarks.common.report import MARKDOWN, write_report
 from benchmarks.common.run_folder import open_folder, write_results
 from benchmarks.common.terminal import say, show_table
-from entropix.committee import Committee, focusing_bp, random_patterns, scoping
+from entropix.committee import Committee, focusing_bp, random_patterns, rising_coupling
 
 Node = Literal["gaussian", "relaxed"]
 COUPLINGS = np.arange(0.05, 3.0, 0.05)
@@ -44,7 +44,7 @@ def solve(model: Committee, load: float, seed: int, node: Node) -> dict[str, Any
     """One instance, with infinitely many replicas and a rising coupling."""
     begin = time.perf_counter()
     examples = random_patterns(model, load, seed, dtype=jnp.int8)
-    found = focusing_bp(model, *examples, scoping(COUPLINGS), seed, node=node)
+    found = focusing_bp(model, *examples, rising_coupling(COUPLINGS), seed, node=node)
     return {
         "errors": int(found.errors),
         "sweeps": int(found.history.steps[: int(found.stages)].sum()),

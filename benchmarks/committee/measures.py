@@ -56,7 +56,7 @@ class Measures:
         """Every quantity; two networks of one instance see the same random numbers."""
         energy_key, noise_key, spectrum_key = jax.random.split(key, 3)
         curve = local_entropy_curve(
-            self._model, *problem.train, weights, jnp.array(STRENGTHS),
+            self._model, weights, *problem.train, jnp.array(STRENGTHS),
             damping=DAMPING, max_steps=MAX_SWEEPS,
         )  # fmt: skip
         energy = flatness.local_energy(
@@ -64,7 +64,7 @@ class Measures:
             sigma=jnp.array(SIGMAS), num_samples=SAMPLES,
         )  # fmt: skip
         noise = noise_robustness(
-            self._model, weights, *problem.train, noise_key, jnp.array(RATES), num_samples=SAMPLES
+            self._model, weights, *problem.train, jnp.array(RATES), noise_key, num_samples=SAMPLES
         )
         spectrum = flatness.spectrum(
             flatness.hessian(self._loss, weights, problem.train),

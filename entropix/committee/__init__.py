@@ -8,9 +8,10 @@ from entropix.committee._focusing_bp import (
     Protocol,
     focusing_bp,
     pseudo_reinforcement,
-    scoping,
+    rising_coupling,
 )
-from entropix.committee._lal import Learned, entropic_lal, least_action, least_action_learning
+from entropix.committee._lal import entropic_lal, least_action, least_action_learning
+from entropix.committee._learning import Learned
 from entropix.committee._model import Committee
 from entropix.committee._patterns import (
     Examples,
@@ -22,6 +23,7 @@ from entropix.committee._patterns import (
 )
 from entropix.committee._replicated_lal import replicated_lal
 from entropix.committee._robustness import NoiseRobustness, noise_robustness
+from entropix.committee._sampling import SampledLocalEntropy, sampled_local_entropy
 from entropix.committee._surrogate_sgd import cross_entropy, surrogate_loss, surrogate_sgd
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "LocalEntropyCurve",
     "NoiseRobustness",
     "Protocol",
+    "SampledLocalEntropy",
     "belief_propagation",
     "binarize",
     "cross_entropy",
@@ -46,7 +49,8 @@ __all__ = [
     "pseudo_reinforcement",
     "random_patterns",
     "replicated_lal",
-    "scoping",
+    "rising_coupling",
+    "sampled_local_entropy",
     "shuffle_pixels",
     "surrogate_loss",
     "surrogate_sgd",

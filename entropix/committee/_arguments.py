@@ -3,22 +3,25 @@
 from typing import Any, get_args
 
 import jax.numpy as jnp
+import numpy as np
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
-from entropix._keys import check_key
 from entropix.committee._fixed_point import Stop
 from entropix.committee._messages import Node, Problem
 from entropix.committee._model import Committee, check_examples
 
 # Messages computed at a time by default: few enough for a CPU's cache, enough to fill a GPU.
 _MESSAGES = 2**20
+# Inputs of a unit up to which nodes are exact by default, and the sets of n messages for each
+# message that such a node holds.
+_FEW_INPUTS, _EXACT_COPIES = 25, 4
 
 
 def message_passing(
-    model: Committee, patterns: Any, labels: Any, *, node: str, batch_size: int | None
-) -> tuple[Problem, Any, int]:
-    """The examples, the type of the messages, and how many patterns to take at a time.
+    model: Committee, patterns: Any, labels: Any, *, node: Node | None, batch_size: int | None
+) -> tuple[Problem, Any, Node, int]:
+    """The examples, the type of the messages, the node, and how many patterns to take at a time.
 
     Raises:
       TypeError: ``batch_size`` is not an integer.
@@ -26,34 +29,22 @@ def message_passing(
     """
     warn_if_backend_is_faulty()
     known = get_args(Node) if model.weights == "binary" else ("gaussian",)
+    if node is None:
+        few = model.weights == "binary" and model.shape[1] <= _FEW_INPUTS
+        node = "exact" if few else "gaussian"
     if node not in known:
         raise ValueError(f"node must be of {known} for {model.weights} weights, got {node!r}")
     check_examples(model, patterns, labels, signs_only=model.weights == "binary")
-    count = len(labels)
+    count = np.shape(labels)[0]
     if batch_size is None:
-        batch_size = min(count, max(1, _MESSAGES // model.num_weights))
+        each = model.num_weights * (_EXACT_COPIES * model.shape[1] if node == "exact" else 1)
+        batch_size = min(count, max(1, _MESSAGES // each))
     check_integer("batch_size", batch_size, at_least=1)
     if batch_size > count:
         raise ValueError(
             f"batch_size must be at most the number of patterns, {count}, got {batch_size}"
         )
-    return Problem(jnp.asarray(patterns), jnp.asarray(labels)), dtype_of(patterns), batch_size
-
-
-def learning(
-    model: Committee, patterns: Any, labels: Any, key: Any, max_epochs: Any
-) -> tuple[Problem, Any]:
-    """The examples and the type of the weights of a rule that learns in passes over them.
-
-    Raises:
-      TypeError: ``key`` is not a key or ``max_epochs`` not an integer.
-      ValueError: an argument does not fit the model.
-    """
-    warn_if_backend_is_faulty()
-    check_examples(model, patterns, labels)
-    check_key(key)
-    check_integer("max_epochs", max_epochs, at_least=1)
-    return Problem(jnp.asarray(patterns), jnp.asarray(labels)), dtype_of(patterns)
+    return Problem(jnp.asarray(patterns), jnp.asarray(labels)), dtype_of(patterns), node, batch_size
 
 
 def stop_when(damping: Any, max_steps: Any, tolerance: Any, dtype: Any) -> Stop:

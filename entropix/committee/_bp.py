@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Real
 
 from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
@@ -27,8 +29,10 @@ class Beliefs(NamedTuple):
         solutions, or of the share of the sphere that they fill. # shape=()
       steps: sweeps made. # shape=(), dtype=int32
       residual: largest change of a mean in the last sweep, divided by 1 - damping. # shape=()
-      converged: whether the residual is within the tolerance; where not, the rest is what the last
-        sweep left. # shape=(), dtype=bool
+      converged: whether the residual is within the tolerance and nothing is contradicted; where
+        not, the rest is what the last sweep left. # shape=(), dtype=bool
+      contradicted: whether binary weights are frozen to signs with which some pattern is all but
+        surely wrong. Nothing is counted then, and the entropies are nan. # shape=(), dtype=bool
       messages: natural parameters of what each pattern says of each weight, to start from again:
         fields, or for spherical weights precisions and fields. # shape=(M, K, n)
     """
@@ -40,17 +44,18 @@ class Beliefs(NamedTuple):
     steps: jax.Array
     residual: jax.Array
     converged: jax.Array
+    contradicted: jax.Array
     messages: Any
 
 
 def belief_propagation(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     *,
-    field: jax.Array | None = None,
+    field: Float[ArrayLike, "units n"] | None = None,
     init: Any = None,
-    node: Node = "gaussian",
+    node: Node | None = None,
     damping: float | jax.Array = 0.5,
     max_steps: int | jax.Array = 1000,
     tolerance: float | jax.Array = 1e-4,
@@ -85,8 +90,10 @@ def belief_propagation(
         the weight that the message is for; ``"relaxed"``, for binary weights of many inputs, also
         expands in that weight, which costs a fraction and errs by 1 / n; ``"exact"``, for binary
         weights of few inputs, convolves and needs the memory of n messages for each message.
-        Spherical weights know only ``"gaussian"``. Default gaussian.
-      damping: lambda, share of the old message that is kept. At least 0, below 1. Default 0.5.
+        Spherical weights know only ``"gaussian"``. Default exact for binary weights of units with
+        25 inputs or fewer, else gaussian.
+      damping: lambda, share of the old message that is kept. At least 0, below 1. It rises by
+        itself while the residual grows, and falls back. Default 0.5.
       max_steps: sweeps at most. Default 1000.
       tolerance: of the residual. Default 1e-4.
       batch_size: patterns of which the messages are computed at a time; the answer does not depend
@@ -116,7 +123,7 @@ def belief_propagation(
       Rev. Lett. 96 (2006); Mézard, The space of interactions in neural networks: Gardner's
       computation with the cavity method, J. Phys. A 22 (1989).
     """
-    problem, dtype, batch_size = message_passing(
+    problem, dtype, node, batch_size = message_passing(
         model, patterns, labels, node=node, batch_size=batch_size
     )
     stop = stop_when(damping, max_steps, tolerance, dtype)
@@ -124,7 +131,7 @@ def belief_propagation(
         field = jnp.zeros(model.shape, dtype)
     check_weights("field", model, field)
     if init is not None:
-        _check_messages(model, len(labels), init, dtype)
+        _check_messages(model, problem.labels.shape[0], init, dtype)
     return _belief_propagation(
         problem, jnp.asarray(field, dtype), init, stop,
         model=model, node=node, batch_size=batch_size,
@@ -146,17 +153,18 @@ def _belief_propagation(
     if init is None:
         init = no_messages(model, problem.labels.shape[0], field.dtype)
     prior = external(field)
-    end = iterate(model, node, problem, prior, start(prior, init), stop, batch_size)
+    end = iterate(model, node, problem, prior, start(prior, init, stop.damping), stop, batch_size)
     mean, variance = moments(end.total)
     found = free_entropy(model, node, problem, end, batch_size)
     return Beliefs(
         mean=mean,
         variance=variance,
-        free_entropy=found,
-        entropy=found - jnp.sum(field * mean),
+        free_entropy=found.value,
+        entropy=found.value - jnp.sum(field * mean),
         steps=end.steps,
         residual=end.residual,
-        converged=end.residual <= stop.tolerance,
+        converged=(end.residual <= stop.tolerance) & ~found.contradicted,
+        contradicted=found.contradicted,
         messages=end.messages,
     )
 

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_number
 from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, no_messages
-from entropix.committee._model import Committee, check_weights
+from entropix.committee._model import Committee, check_signs, check_weights, holds
 
 
 class LocalEntropyCurve(NamedTuple):
@@ -29,6 +31,8 @@ class LocalEntropyCurve(NamedTuple):
       steps: sweeps made. # shape=(G,), dtype=int32
       residual: as of `belief_propagation`. # shape=(G,)
       converged: where not, the point is what the last sweep left. # shape=(G,), dtype=bool
+      contradicted: as of `belief_propagation`; the entropies there are nan.
+        # shape=(G,), dtype=bool
     """
 
     strength: jax.Array
@@ -39,16 +43,17 @@ class LocalEntropyCurve(NamedTuple):
     steps: jax.Array
     residual: jax.Array
     converged: jax.Array
+    contradicted: jax.Array
 
 
 def local_entropy_curve(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
-    reference: jax.Array,
-    strengths: jax.Array,
+    weights: Real[ArrayLike, "units n"],
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
+    strengths: Real[ArrayLike, " strengths"],
     *,
-    node: Node = "gaussian",
+    node: Node | None = None,
     damping: float | jax.Array = 0.5,
     max_steps: int | jax.Array = 1000,
     tolerance: float | jax.Array = 1e-4,
@@ -68,10 +73,10 @@ def local_entropy_curve(
 
     Args:
       model: the network.
+      weights: the reference to look around, a solution or not: +-1 for binary weights, else of any
+        norm but 0. # shape=(K, n)
       patterns: x, as for `belief_propagation`. # shape=(M, N)
       labels: sigma, each +1 or -1. # shape=(M,)
-      reference: the weights to look around, a solution or not: +-1 for binary weights, else of any
-        norm. # shape=(K, n)
       strengths: gamma, at least 0. About 3 to 0 spans the distances of binary weights, 100 to 1
         those of spherical ones, where 1 - S^2 is near 1 / gamma around a wide solution.
         # shape=(G,)
@@ -95,7 +100,7 @@ def local_entropy_curve(
       >>> import jax.numpy as jnp
       >>> model, w = Committee(5), jnp.ones((1, 5))
       >>> curve = local_entropy_curve(
-      ...     model, jnp.ones((1, 5)), jnp.ones(1), w, jnp.array([5.0, 1.0]), node="exact"
+      ...     model, w, jnp.ones((1, 5)), jnp.ones(1), jnp.array([5.0, 1.0]), node="exact"
       ... )
       >>> [f"{d:.2f} {s:.3f}" for d, s in zip(curve.distance, curve.relative_entropy)]
       ['0.00 0.000', '0.11 -0.003']
@@ -106,21 +111,19 @@ def local_entropy_curve(
       Pittorino and Zecchina, `Shaping the learning landscape in neural networks around wide flat
       minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
     """
-    problem, dtype, batch_size = message_passing(
+    problem, dtype, node, batch_size = message_passing(
         model, patterns, labels, node=node, batch_size=batch_size
     )
-    check_weights("reference", model, reference)
-    if model.weights == "binary" and not isinstance(reference, jax.core.Tracer):
-        wrong = np.abs(np.asarray(reference)) != 1
-        if np.any(wrong):
-            found = np.asarray(reference)[wrong][0]
-            raise ValueError(f"reference must be +1 or -1 for binary weights, got {found}")
-    check_number("strengths", jnp.asarray(strengths), at_least=0)
+    check_weights("weights", model, weights)
+    check_reference(model, weights)
+    # Not jax.numpy, which makes a tracer of it inside jit, whose values are not known.
+    strengths = strengths if isinstance(strengths, jax.Array) else np.asarray(strengths, float)
+    check_number("strengths", strengths, at_least=0)
     if np.ndim(strengths) != 1:
         raise ValueError(f"strengths must have shape (G,), got {np.shape(strengths)}")
     return _local_entropy_curve(
         problem,
-        jnp.asarray(reference, dtype),
+        jnp.asarray(weights, dtype),
         jnp.asarray(strengths, dtype),
         stop_when(damping, max_steps, tolerance, dtype),
         model=model,
@@ -146,11 +149,14 @@ def _local_entropy_curve(
 
     def point(messages: Any, strength: jax.Array) -> tuple[Any, LocalEntropyCurve]:
         prior = external(strength * reference)
-        end = iterate(model, node, problem, prior, start(prior, messages), stop, batch_size)
+        end = iterate(
+            model, node, problem, prior, start(prior, messages, stop.damping), stop, batch_size
+        )
         overlap = jnp.sum(reference * end.mean) / size
-        entropy = free_entropy(model, node, problem, end, batch_size) / size - strength * overlap
+        found = free_entropy(model, node, problem, end, batch_size)
+        entropy = found.value / size - strength * overlap
         distance, everything = _geometry(model, overlap)
-        converged = end.residual <= stop.tolerance
+        converged = (end.residual <= stop.tolerance) & ~found.contradicted
         usable = jax.tree.map(lambda every: jnp.where(converged, every, 0), end.messages)
         return usable, LocalEntropyCurve(
             strength=strength,
@@ -161,11 +167,20 @@ def _local_entropy_curve(
             steps=end.steps,
             residual=end.residual,
             converged=converged,
+            contradicted=found.contradicted,
         )
 
     messages = no_messages(model, problem.labels.shape[0], reference.dtype)
     _, curve = jax.lax.scan(point, messages, strengths)
     return curve
+
+
+def check_reference(model: Committee, weights: Any) -> None:
+    """Raises unless there is something to be near to: signs, or a direction."""
+    if model.weights == "binary":
+        check_signs("weights", weights)
+    elif not holds(jnp.any, weights):
+        raise ValueError("weights must not all be 0, which is no direction, got only zeros")
 
 
 def _geometry(model: Committee, overlap: jax.Array) -> tuple[jax.Array, jax.Array]:

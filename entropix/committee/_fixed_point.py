@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from entropix.committee._messages import (
     Node,
@@ -18,13 +19,19 @@ from entropix.committee._model import Committee
 
 # Halvings of the bracket of the norm's multiplier.
 _HALVINGS = 60
+# The share of the new messages that is taken falls by the first factor in a sweep whose residual
+# grows and recovers by the second in others; it stays above the third times the share asked for.
+_SHORTEN, _LENGTHEN, _SHORTEST = 0.7, 1.1, 0.05
+# Log probability of a pattern below which its weights are frozen to signs that get it wrong, where
+# sums are taken as normal: it is 27 where one of frozen signs is wrong by the least amount.
+_IMPOSSIBLE = -20.0
 
 
 class Stop(NamedTuple):
     """When to stop sweeping.
 
     Attributes:
-      damping: share of the old message that is kept. # shape=()
+      damping: share of the old message that is kept, at least. # shape=()
       max_steps: # shape=(), dtype=int32
       tolerance: of the residual. # shape=()
     """
@@ -45,6 +52,7 @@ class FixedPoint(NamedTuple):
       mean: of the weights. # shape=(K, n)
       steps: # shape=(), dtype=int32
       residual: largest change of a mean in the last sweep over 1 - damping. # shape=()
+      damping: share of the old message kept in the next sweep. # shape=()
     """
 
     messages: Any
@@ -54,6 +62,7 @@ class FixedPoint(NamedTuple):
     mean: jax.Array
     steps: jax.Array
     residual: jax.Array
+    damping: jax.Array
 
 
 # (sums of the messages, multiplier of the sweep before) -> (totals of the weights, multiplier)
@@ -109,14 +118,14 @@ def norm_multiplier(
     return (low + high) / 2 - lowest
 
 
-def start(prior: Prior, messages: Any) -> FixedPoint:
+def start(prior: Prior, messages: Any, damping: jax.Array) -> FixedPoint:
     """Before the first sweep."""
     sums = jax.tree.map(lambda every: jnp.sum(every, axis=0), messages)
     zero = jnp.zeros([], jax.tree.leaves(messages)[0].dtype)
     total, multiplier = prior(sums, zero)
     mean, _ = moments(total)
     steps, residual = jnp.zeros([], jnp.int32), jnp.full_like(zero, jnp.inf)
-    return FixedPoint(messages, sums, total, multiplier, mean, steps, residual)
+    return FixedPoint(messages, sums, total, multiplier, mean, steps, residual, damping)
 
 
 def iterate(
@@ -128,29 +137,51 @@ def iterate(
     stop: Stop,
     batch_size: int,
 ) -> FixedPoint:
-    """Sweeps until the residual is within the tolerance, the steps are spent, or it is nan."""
+    """Sweeps until the residual is within the tolerance, the steps are spent, or it is nan.
+
+    The damping rises while the residual grows, and falls back to what was asked for.
+    """
 
     def goes_on(at: FixedPoint) -> jax.Array:
         return (at.residual > stop.tolerance) & (at.steps < stop.max_steps)
 
     def step(at: FixedPoint) -> FixedPoint:
-        messages, sums = sweep(
-            model, node, problem, at.total, at.messages, stop.damping, batch_size
-        )
+        messages, sums = sweep(model, node, problem, at.total, at.messages, at.damping, batch_size)
         total, multiplier = prior(sums, at.multiplier)
         mean, _ = moments(total)
-        residual = jnp.max(jnp.abs(mean - at.mean)) / (1 - stop.damping)
-        return FixedPoint(messages, sums, total, multiplier, mean, at.steps + 1, residual)
+        residual = jnp.max(jnp.abs(mean - at.mean)) / (1 - at.damping)
+        share, most = 1 - at.damping, 1 - stop.damping
+        share = share * jnp.where(residual > at.residual, _SHORTEN, _LENGTHEN)
+        damping = 1 - jnp.clip(share, _SHORTEST * most, most)
+        return FixedPoint(messages, sums, total, multiplier, mean, at.steps + 1, residual, damping)
 
     return jax.lax.while_loop(goes_on, step, begin)
 
 
+class FreeEntropy(NamedTuple):
+    """What the messages count.
+
+    Attributes:
+      value: log of the number of solutions, or of their share of the sphere, tilted by the field;
+        nan where ``contradicted``. # shape=()
+      contradicted: whether binary weights are frozen to signs with which a pattern is wrong.
+        # shape=(), dtype=bool
+    """
+
+    value: jax.Array
+    contradicted: jax.Array
+
+
 def free_entropy(
     model: Committee, node: Node, problem: Problem, at: FixedPoint, batch_size: int
-) -> jax.Array:
-    """Log of the number of solutions, or of their share of the sphere, tilted by the field."""
-    found = bethe(model, node, problem, at.total, at.messages, batch_size)
+) -> FreeEntropy:
+    """Bethe's free entropy, with its norm for spherical weights."""
+    found, least = bethe(model, node, problem, at.total, at.messages, batch_size)
     if isinstance(at.total, Normal):
         log_2pi = jnp.log(jnp.asarray(2 * jnp.pi, found.dtype))
-        return found + model.num_weights * (at.multiplier - 1 - log_2pi) / 2
-    return found
+        found = found + model.num_weights * (at.multiplier - 1 - log_2pi) / 2
+        return FreeEntropy(found, jnp.zeros([], bool))
+    # Exact probabilities may be as small as the type knows.
+    smallest = float(np.log(jnp.finfo(found.dtype).tiny)) + 1
+    contradicted = ~(least > (smallest if node == "exact" else _IMPOSSIBLE))
+    return FreeEntropy(jnp.where(contradicted, jnp.nan, found), contradicted)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_number
 from entropix._keys import check_key, fresh_key
@@ -21,7 +23,7 @@ from entropix.committee._fixed_point import (
     start,
 )
 from entropix.committee._messages import Node, Normal, Problem, no_messages
-from entropix.committee._model import Committee
+from entropix.committee._model import Committee, holds
 
 
 class Protocol(NamedTuple):
@@ -36,7 +38,7 @@ class Protocol(NamedTuple):
     replicas: jax.Array
 
 
-def scoping(gamma: Any, replicas: float = float("inf")) -> Protocol:
+def rising_coupling(gamma: Any, replicas: float = float("inf")) -> Protocol:
     """Grows the coupling at a fixed number of replicas.
 
     Args:
@@ -52,14 +54,14 @@ def scoping(gamma: Any, replicas: float = float("inf")) -> Protocol:
       ValueError: a number is out of its range.
 
     Examples:
-      >>> scoping([0.5, 1.0], 5.0).replicas.tolist()
+      >>> rising_coupling([0.5, 1.0], 5.0).replicas.tolist()
       [5.0, 5.0]
     """
-    couplings = jnp.asarray(gamma, jnp.result_type(float))
-    if couplings.ndim != 1 or not bool(jnp.all(couplings >= 0)):
+    if np.ndim(gamma) != 1 or not holds(lambda x: jnp.all(x >= 0), gamma):
         raise ValueError(f"gamma must have shape (T,) and be at least 0, got {gamma}")
     if not isinstance(replicas, (int, float)) or not replicas >= 1:
         raise ValueError(f"replicas must be a number of at least 1, got {replicas!r}")
+    couplings = jnp.asarray(gamma, jnp.result_type(float))
     return Protocol(couplings, jnp.full_like(couplings, replicas))
 
 
@@ -85,12 +87,10 @@ def pseudo_reinforcement(rate: Any, exponent: float = 0.5) -> Protocol:
       >>> [f"{gamma:.3f} {y:.0f}" for gamma, y in zip(*protocol)]
       ['0.000 2', '0.881 3']
     """
-    check_number("exponent", exponent, at_least=0)
-    if exponent > 0.5:
-        raise ValueError(f"exponent must be at most 0.5, got {exponent}")
-    rho = jnp.asarray(rate, jnp.result_type(float))
-    if rho.ndim != 1 or not bool(jnp.all((rho >= 0) & (rho < 1))):
+    check_number("exponent", exponent, at_least=0, at_most=0.5)
+    if np.ndim(rate) != 1 or not holds(lambda x: jnp.all((x >= 0) & (x < 1)), rate):
         raise ValueError(f"rate must have shape (T,) and be at least 0 and below 1, got {rate}")
+    rho = jnp.asarray(rate, jnp.result_type(float))
     return Protocol(jnp.arctanh(rho**exponent), 1 + rho ** (1 - 2 * exponent) / (1 - rho))
 
 
@@ -103,6 +103,7 @@ class FocusingHistory(NamedTuple):
       errors: misclassified patterns at the end of the stage. # shape=(T,), dtype=int32
       steps: sweeps made. # shape=(T,), dtype=int32
       residual: as of `belief_propagation`. # shape=(T,)
+      damping: what the damping had become. # shape=(T,)
     """
 
     gamma: jax.Array
@@ -110,18 +111,19 @@ class FocusingHistory(NamedTuple):
     errors: jax.Array
     steps: jax.Array
     residual: jax.Array
+    damping: jax.Array
 
 
 class FocusingBP(NamedTuple):
     """Answer of `focusing_bp`.
 
     Attributes:
-      weights: signs of the mean of a replica, or that mean at norm sqrt(n) for each unit.
-        # shape=(K, n)
+      weights: those of the stage with the fewest errors, the last one of these: signs of the mean
+        of a replica, or that mean at norm sqrt(n) for each unit. # shape=(K, n)
       errors: patterns they misclassify. # shape=(), dtype=int32
       solved: whether there are none. # shape=(), dtype=bool
       stages: stages of the protocol that were run. # shape=(), dtype=int32
-      mean: of each weight of a replica in the last stage. # shape=(K, n)
+      mean: of each weight of a replica at the end of that stage. # shape=(K, n)
       history: `FocusingHistory`.
     """
 
@@ -135,13 +137,13 @@ class FocusingBP(NamedTuple):
 
 def focusing_bp(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     protocol: Protocol,
     key: jax.Array | int,
     *,
     noise: float | jax.Array = 0.1,
-    node: Node = "gaussian",
+    node: Node | None = None,
     damping: float | jax.Array = 0.5,
     max_steps: int | jax.Array = 20,
     tolerance: float | jax.Array = 1e-3,
@@ -159,14 +161,15 @@ def focusing_bp(
 
     and likewise for spherical weights, where replicas and center each keep their norm. The coupling
     grows stage by stage; a stage need not converge. Stops after the first stage at whose end the
-    signs (the directions) of a replica's means make no error.
+    signs (the directions) of a replica's means make no error. The best stage is the answer,
+    whatever happens after it.
 
     Args:
       model: the network.
       patterns: x, as for `belief_propagation`. # shape=(M, N)
       labels: sigma, each +1 or -1. # shape=(M,)
-      protocol: stages, such as `scoping` and `pseudo_reinforcement` make. For spherical weights all
-        gamma must be finite.
+      protocol: stages, such as `rising_coupling` and `pseudo_reinforcement` make. For spherical
+        weights all gamma must be finite.
       key: an integer seed or a key of ``jax.random.key``, of the fields that the weights start
         from; it breaks the symmetry of units that share their inputs.
       noise: standard deviation of those fields. Default 0.1.
@@ -187,10 +190,10 @@ def focusing_bp(
         binary weights, is not of +-1; the coupling of spherical weights is infinite.
 
     Examples:
-      >>> from entropix.committee import Committee, random_patterns, scoping
+      >>> from entropix.committee import Committee, random_patterns, rising_coupling
       >>> model = Committee(201)
       >>> examples = random_patterns(model, 0.4, 0)
-      >>> found = focusing_bp(model, *examples, scoping([0.2, 0.4, 0.6, 0.8, 1.0]), 1)
+      >>> found = focusing_bp(model, *examples, rising_coupling([0.2, 0.4, 0.6, 0.8, 1.0]), 1)
       >>> bool(found.solved), int(model.errors(found.weights, *examples))
       (True, 0)
 
@@ -200,7 +203,7 @@ def focusing_bp(
       weights Baldassi, Pittorino and Zecchina, `Shaping the learning landscape in neural networks
       around wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
     """
-    problem, dtype, batch_size = message_passing(
+    problem, dtype, node, batch_size = message_passing(
         model, patterns, labels, node=node, batch_size=batch_size
     )
     check_key(key)
@@ -217,6 +220,16 @@ def focusing_bp(
         batch_size=batch_size,
         stop_when_solved=stop_when_solved,
     )
+
+
+class _Course(NamedTuple):
+    """What the stages hand on: their number, the messages, and the best mean with its errors."""
+
+    stage: jax.Array
+    at: FixedPoint
+    best: jax.Array
+    errors: jax.Array
+    history: FocusingHistory
 
 
 @functools.partial(jax.jit, static_argnames=("model", "node", "batch_size", "stop_when_solved"))
@@ -236,14 +249,11 @@ def _focusing_bp(
     dtype = noise.dtype
     stages = protocol.gamma.shape[0]
 
-    def goes_on(carry: tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory]) -> jax.Array:
-        stage, _, errors, _ = carry
-        return (stage < stages) & ((errors != 0) | (not stop_when_solved))
+    def goes_on(carry: _Course) -> jax.Array:
+        return (carry.stage < stages) & ((carry.errors != 0) | (not stop_when_solved))
 
-    def run(
-        carry: tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory],
-    ) -> tuple[jax.Array, FixedPoint, jax.Array, FocusingHistory]:
-        stage, begin, _, history = carry
+    def run(carry: _Course) -> _Course:
+        stage, begin, best, fewest, history = carry
         gamma, replicas = protocol.gamma[stage], protocol.replicas[stage]
         begin = begin._replace(
             steps=jnp.zeros_like(begin.steps), residual=jnp.full_like(begin.residual, jnp.inf)
@@ -251,23 +261,27 @@ def _focusing_bp(
         prior = self_interaction(gamma, replicas)
         end = iterate(model, node, problem, prior, begin, stop, batch_size)
         errors = model.errors(model.normalize(end.mean), problem.patterns, problem.labels)
-        now = FocusingHistory(gamma, replicas, errors, end.steps, end.residual)
+        now = FocusingHistory(gamma, replicas, errors, end.steps, end.residual, end.damping)
         history = jax.tree.map(lambda rows, row: rows.at[stage].set(row), history, now)
-        return stage + 1, end, errors, history
+        better = errors <= fewest
+        best, fewest = jnp.where(better, end.mean, best), jnp.minimum(errors, fewest)
+        return _Course(stage + 1, end, best, fewest, history)
 
     messages = no_messages(model, problem.labels.shape[0], dtype)
-    begin = start(external(noise * jax.random.normal(key, model.shape, dtype)), messages)
+    noisy = external(noise * jax.random.normal(key, model.shape, dtype))
+    begin = start(noisy, messages, stop.damping)
     nothing, unknown = jnp.full(stages, -1, jnp.int32), jnp.full(stages, jnp.nan, dtype)
-    history = FocusingHistory(unknown, unknown, nothing, nothing, unknown)
-    zero = jnp.zeros([], jnp.int32)
-    stage, end, errors, history = jax.lax.while_loop(goes_on, run, (zero, begin, zero - 1, history))
+    history = FocusingHistory(unknown, unknown, nothing, nothing, unknown, unknown)
+    zero, all_wrong = jnp.zeros([], jnp.int32), jnp.asarray(problem.labels.shape[0], jnp.int32)
+    course = _Course(zero, begin, begin.mean, all_wrong, history)
+    end = jax.lax.while_loop(goes_on, run, course)
     return FocusingBP(
-        weights=model.normalize(end.mean),
-        errors=errors,
-        solved=errors == 0,
-        stages=stage,
-        mean=end.mean,
-        history=history,
+        weights=model.normalize(end.best),
+        errors=end.errors,
+        solved=end.errors == 0,
+        stages=end.stage,
+        mean=end.best,
+        history=end.history,
     )
 
 
@@ -330,14 +344,15 @@ def _spherical_interaction(
 
 def _check_protocol(model: Committee, protocol: Protocol) -> None:
     """Raises unless it has stages with couplings and replicas in their ranges; tracers pass."""
+    shapes = [np.shape(stage) for stage in protocol]
+    if len(shapes[0]) != 1 or shapes[0] != shapes[1] or 0 in shapes[0]:
+        raise ValueError(
+            "protocol must have gamma and replicas of one shape (T,), T > 0, "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
     if any(isinstance(stage, jax.core.Tracer) for stage in protocol):
         return
     gamma, replicas = (np.asarray(stage) for stage in protocol)
-    if gamma.ndim != 1 or gamma.shape != replicas.shape or gamma.size == 0:
-        raise ValueError(
-            f"protocol must have gamma and replicas of one shape (T,), T > 0, "
-            f"got {gamma.shape} and {replicas.shape}"
-        )
     if not np.all(gamma >= 0) or not np.all(replicas >= 1):
         raise ValueError(f"protocol must have gamma >= 0 and replicas >= 1, got {protocol}")
     if np.any(np.isinf(gamma) & np.isinf(replicas)):

@@ -5,35 +5,21 @@ nearest to changing.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float, Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
-from entropix.committee._arguments import learning
-from entropix.committee._batches import random_order
+from entropix.committee._learning import Learned, learning, random_order, until_solved
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee, check_weights
 
-
-class Learned(NamedTuple):
-    """What a learning rule ended with.
-
-    Attributes:
-      weights: binary, or with norm sqrt(n) for each unit. # shape=(K, n)
-      errors: patterns they misclassify. # shape=(), dtype=int32
-      solved: whether there are none. # shape=(), dtype=bool
-      epochs: passes over the patterns. # shape=(), dtype=int32
-      history: errors after each pass, -1 for those not needed. # shape=(E,), dtype=int32
-    """
-
-    weights: jax.Array
-    errors: jax.Array
-    solved: jax.Array
-    epochs: jax.Array
-    history: jax.Array
+# By how much a correction moves the field of a unit: one network settles with the first; with the
+# second replicas keep the distance from each other that a wide region bears.
+_SETTLING, _SPREADING = 0.5, 1.5
 
 
 def least_action(model: Committee, fields: jax.Array, label: jax.Array) -> jax.Array:
@@ -70,13 +56,13 @@ def least_action(model: Committee, fields: jax.Array, label: jax.Array) -> jax.A
 
 def least_action_learning(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     key: jax.Array | int,
     *,
     learning_rate: float | jax.Array | None = None,
     max_epochs: int = 1000,
-    init: jax.Array | None = None,
+    init: Float[ArrayLike, "units n"] | None = None,
 ) -> Learned:
     r"""Learns pattern by pattern with the least change of the hidden signs.
 
@@ -119,7 +105,7 @@ def least_action_learning(
     """
     problem, dtype = learning(model, patterns, labels, key, max_epochs)
     if learning_rate is None:
-        learning_rate = 2.0 if model.weights == "binary" else _settling_rate(model)
+        learning_rate = 2.0 if model.weights == "binary" else _rate(model, _SETTLING)
     check_number("learning_rate", learning_rate, above=0)
     if init is not None:
         check_weights("init", model, init)
@@ -132,12 +118,12 @@ def least_action_learning(
 
 def entropic_lal(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     key: jax.Array | int,
     *,
     replicas: int = 20,
-    attraction: float | jax.Array = 0.003,
+    attraction: float | jax.Array = 0.005,
     learning_rate: float | jax.Array | None = None,
     max_epochs: int = 1000,
 ) -> Learned:
@@ -159,8 +145,11 @@ def entropic_lal(
       key: an integer seed or a key of ``jax.random.key``, of the start and of the orders.
       replicas: y, at least 2. Default 20.
       attraction: delta, by which the share of the distance covered in a pass grows from one pass to
-        the next. At least 0. Above 0.1 replicas collapse before they have spread. Default 0.003.
-      learning_rate: eta, above 0. Default 0.5 / sqrt(n), see `least_action_learning`.
+        the next. At least 0. Above 0.1 replicas collapse before they have spread. Default 0.005.
+      learning_rate: eta, above 0. Default 1.5 / sqrt(n), which moves a unit's field by one and a
+        half times what it is for random weights, whatever n is: three times as much as one network
+        settles with. The replicas never settle either; only a region as wide as their spread lets
+        their center solve everything.
       max_epochs: passes at most. Default 1000.
 
     Returns:
@@ -189,7 +178,7 @@ def entropic_lal(
         )
     problem, dtype = learning(model, patterns, labels, key, max_epochs)
     if learning_rate is None:
-        learning_rate = _settling_rate(model)
+        learning_rate = _rate(model, _SPREADING)
     check_number("learning_rate", learning_rate, above=0)
     check_integer("replicas", replicas, at_least=2)
     check_number("attraction", attraction, at_least=0)
@@ -265,43 +254,9 @@ def _entropic_lal(
     return until_solved(model, problem, epoch, center, weights, max_epochs)
 
 
-def until_solved(
-    model: Committee, problem: Problem, epoch: Any, network: Any, state: Any, max_epochs: int
-) -> Learned:
-    """Passes until the network makes no error or the passes are spent.
-
-    Args:
-      model: the network's kind.
-      problem: the examples.
-      epoch: (state, index of the pass) -> state.
-      network: state -> weights to be judged.
-      state: where to start.
-      max_epochs: passes at most.
-    """
-
-    def goes_on(carry: tuple[Any, jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        _, index, errors, _ = carry
-        return (index < max_epochs) & (errors != 0)
-
-    def run(
-        carry: tuple[Any, jax.Array, jax.Array, jax.Array],
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-        state, index, _, history = carry
-        state = epoch(state, index)
-        errors = model.errors(network(state), problem.patterns, problem.labels)
-        return state, index + 1, errors, history.at[index].set(errors)
-
-    zero = jnp.zeros([], jnp.int32)
-    history = jnp.full(max_epochs, -1, jnp.int32)
-    state, epochs, errors, history = jax.lax.while_loop(
-        goes_on, run, (state, zero, zero - 1, history)
-    )
-    return Learned(network(state), errors, errors == 0, epochs, history)
-
-
-def _settling_rate(model: Committee) -> float:
-    """At which one correction moves a field by a half; fields of random weights are of size 1."""
-    return float(0.5 / model.shape[1] ** 0.5)
+def _rate(model: Committee, move: float) -> float:
+    """At which one correction moves a field by that much, of the size 1 of random weights'."""
+    return move / float(model.shape[1]) ** 0.5
 
 
 def _used(model: Committee, hidden: jax.Array) -> jax.Array:

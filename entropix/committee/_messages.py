@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from entropix._gaussian import log_tail
 from entropix.committee import _nodes
 from entropix.committee._model import Committee
-from entropix.committee._normal import log_cdf
 
 Node = Literal["gaussian", "relaxed", "exact"]
 # The least precision a real weight is seen with; messages of sign units may have negative ones.
@@ -69,22 +69,31 @@ def log_partition(natural: Any) -> jax.Array:
     return jnp.abs(natural) + jnp.log1p(jnp.exp(-2 * jnp.abs(natural)))
 
 
-def _to_weights(
-    model: Committee, node: Node, inputs: jax.Array, natural: Any
-) -> tuple[Any, jax.Array]:
+class _Batch(NamedTuple):
+    """Some patterns; the last batch overlaps the one before, whose rows are not fresh."""
+
+    start: jax.Array
+    inputs: jax.Array
+    labels: jax.Array
+    messages: Any
+    fresh: jax.Array
+
+
+def _to_weights(model: Committee, node: Node, batch: _Batch, natural: Any) -> tuple[Any, jax.Array]:
     """All messages of some patterns, and the log probability of each one's right output.
 
     Args:
       model: the network.
       node: how the sums over inputs are treated.
-      inputs: in the gauge of the labels. # shape=(M, K or 1, n)
+      batch: the patterns.
       natural: of the weights as each pattern sees them. # shape=(M, K, n)
     """
-    mean, variance = moments(natural)
+    inputs = batch.inputs
     if node == "exact":
-        fields, log_z = _nodes.exact_node(inputs, mean, model.output)
+        fields, log_z = _nodes.exact_node(inputs, natural, model.output, batch.labels)
         return jnp.clip(fields, -_nodes.CLIP, _nodes.CLIP), log_z
-    sums, down, log_z = _evidence(model, inputs, mean, variance)
+    mean, variance = moments(natural)
+    sums, down, log_z = _evidence(model, batch, mean, variance)
     if model.weights == "binary" and node == "gaussian":
         fields = _nodes.gaussian_fields(sums, inputs, mean, variance, down)
         return jnp.clip(fields, -_nodes.CLIP, _nodes.CLIP), log_z
@@ -98,23 +107,16 @@ def _to_weights(
 
 
 def _evidence(
-    model: Committee, inputs: jax.Array, mean: jax.Array, variance: jax.Array
+    model: Committee, batch: _Batch, mean: jax.Array, variance: jax.Array
 ) -> tuple[_nodes.Sums, jax.Array | None, jax.Array]:
     """Sums, fields on the hidden signs (None: the output is the sign), log P(right output)."""
-    sums = _nodes.field_sums(inputs, mean, variance)
+    binary = model.weights == "binary"
+    smallest = _nodes.SMALLEST_VARIANCE_OF_SIGNS if binary else _nodes.SMALLEST_VARIANCE
+    sums = _nodes.field_sums(batch.inputs, mean, variance, smallest)
     if model.num_hidden == 1:
-        return sums, None, log_cdf(sums.scaled)[:, 0]
-    down, log_z = _nodes.output_node(model.output, _nodes.gaussian_up(sums))
+        return sums, None, log_tail(-sums.scaled)[:, 0]
+    down, log_z = _nodes.output_node(model.output, _nodes.gaussian_up(sums), batch.labels)
     return sums, down, log_z
-
-
-class _Batch(NamedTuple):
-    """Some patterns; the last batch overlaps the one before, whose rows are not fresh."""
-
-    start: jax.Array
-    inputs: jax.Array
-    messages: Any
-    fresh: jax.Array
 
 
 def _batch(
@@ -128,9 +130,11 @@ def _batch(
 
     mine = jax.tree.map(cut, messages)
     dtype = jax.tree.leaves(messages)[0].dtype
-    gauged = cut(problem.patterns).astype(dtype) * cut(problem.labels).astype(dtype)[:, None]
+    inputs, labels = (cut(part).astype(dtype) for part in problem)
+    if model.output == "majority" or model.num_hidden == 1:
+        inputs = inputs * labels[:, None]
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= index * size
-    return _Batch(start, model.unit_inputs(gauged), mine, fresh[:, None, None])
+    return _Batch(start, model.unit_inputs(inputs), labels, mine, fresh[:, None, None])
 
 
 def _seen(total: Any, messages: Any) -> Any:
@@ -165,7 +169,7 @@ def sweep(
     def renew(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         messages, sums = carry
         batch = _batch(model, problem, messages, index, batch_size)
-        answers, _ = _to_weights(model, node, batch.inputs, _seen(total, batch.messages))
+        answers, _ = _to_weights(model, node, batch, _seen(total, batch.messages))
 
         def damped(old: jax.Array, new: jax.Array) -> jax.Array:
             return jnp.where(batch.fresh, new + damping * (old - new), old)
@@ -195,11 +199,13 @@ def bethe(
     total: Any,
     messages: Any,
     batch_size: int,
-) -> jax.Array:
-    r"""Bethe free entropy, with psi the log partition function of a weight.
+) -> tuple[jax.Array, jax.Array]:
+    r"""Bethe free entropy, and the least log Z of a pattern.
 
     .. math:: F = \sum_\mu \log Z_\mu + \sum_i \psi(H_i) - \sum_{\mu i} [\psi(H_i) -
        \psi(H_i - u_{\mu i})]
+
+    with psi the log partition function of a weight.
 
     Args:
       model: as for `sweep`, like the other arguments.
@@ -210,16 +216,19 @@ def bethe(
       batch_size: see there.
 
     Returns:
-      # shape=()
+      F and the least of the log Z. # shapes=(), ()
     """
     weights = log_partition(total)
 
-    def add(index: jax.Array, free_entropy: jax.Array) -> jax.Array:
+    def add(index: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         batch = _batch(model, problem, messages, index, batch_size)
         seen = _seen(total, batch.messages)
-        _, log_z = _to_weights(model, node, batch.inputs, seen)
+        _, log_z = _to_weights(model, node, batch, seen)
         edges = jnp.sum(weights[None] - log_partition(seen), axis=(1, 2))
-        return free_entropy + jnp.sum(jnp.where(batch.fresh[:, 0, 0], log_z - edges, 0))
+        free_entropy, least = found
+        free_entropy = free_entropy + jnp.sum(jnp.where(batch.fresh[:, 0, 0], log_z - edges, 0))
+        return free_entropy, jnp.minimum(least, jnp.min(log_z))
 
     batches = -(-problem.labels.shape[0] // batch_size)
-    return jax.lax.fori_loop(0, batches, add, jnp.sum(weights))
+    start = jnp.sum(weights), jnp.zeros([], weights.dtype)
+    return jax.lax.fori_loop(0, batches, add, start)

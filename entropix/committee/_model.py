@@ -1,11 +1,13 @@
 """The committee machine: a layer of sign units whose signs are counted or multiplied."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Real
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
@@ -97,11 +99,13 @@ class Committee:
         """K n, the number of weights."""
         return self.shape[0] * self.shape[1]
 
-    def unit_inputs(self, patterns: jax.Array) -> jax.Array:
+    def unit_inputs(
+        self, patterns: Real[Array, "patterns inputs"]
+    ) -> Real[Array, "patterns units_or_1 n"]:
         """The inputs unit by unit: (M, N) -> (M, K, n) in a tree, (M, 1, n) where they are shared.
 
         Args:
-          patterns: x. # shape=(M, N)
+          patterns: x.
 
         Returns:
           The same numbers, of a shape that broadcasts against (M, K, n).
@@ -109,15 +113,17 @@ class Committee:
         blocks = self.num_hidden if self.architecture == "tree" else 1
         return patterns.reshape(patterns.shape[0], blocks, self.shape[1])
 
-    def fields(self, weights: jax.Array, patterns: jax.Array) -> jax.Array:
+    def fields(
+        self, weights: Float[Array, "units n"], patterns: Real[Array, "patterns inputs"]
+    ) -> Float[Array, "patterns units"]:
         """Local fields h of the hidden units.
 
         Args:
-          weights: w. # shape=(K, n)
-          patterns: x, of any real type. # shape=(M, N)
+          weights: w.
+          patterns: x, of any real type.
 
         Returns:
-          h, w x over the square root of n. # shape=(M, K)
+          h, w x over the square root of n.
         """
         inputs = self.unit_inputs(patterns.astype(weights.dtype))
         if self.architecture == "tree":
@@ -126,7 +132,12 @@ class Committee:
             sums = inputs[:, 0] @ weights.T
         return sums / self.shape[1] ** 0.5
 
-    def stabilities(self, weights: jax.Array, patterns: jax.Array, labels: jax.Array) -> jax.Array:
+    def stabilities(
+        self,
+        weights: Float[Array, "units n"],
+        patterns: Real[Array, "patterns inputs"],
+        labels: Real[Array, " patterns"],
+    ) -> Float[Array, " patterns"]:
         r"""How far each pattern is from being misclassified, in units of the local fields.
 
         The signed largest-norm distance of the fields from the decision boundary: positive where
@@ -135,12 +146,12 @@ class Committee:
         :math:`\sigma\, w \cdot x / \sqrt n`.
 
         Args:
-          weights: w. # shape=(K, n)
-          patterns: x. # shape=(M, N)
-          labels: sigma, each +1 or -1. # shape=(M,)
+          weights: w.
+          patterns: x.
+          labels: sigma, each +1 or -1.
 
         Returns:
-          The stabilities. # shape=(M,)
+          The stabilities.
         """
         fields = self.fields(weights, patterns)
         sigma = labels.astype(weights.dtype)
@@ -148,21 +159,26 @@ class Committee:
             return jnp.median(sigma[:, None] * fields, axis=1)
         return sigma * jnp.prod(jnp.sign(fields), axis=1) * jnp.min(jnp.abs(fields), axis=1)
 
-    def errors(self, weights: jax.Array, patterns: jax.Array, labels: jax.Array) -> jax.Array:
+    def errors(
+        self,
+        weights: Float[Array, "units n"],
+        patterns: Real[Array, "patterns inputs"],
+        labels: Real[Array, " patterns"],
+    ) -> Int[Array, ""]:
         """Number of patterns that are not classified as labeled.
 
         Args:
-          weights: w. # shape=(K, n)
-          patterns: x. # shape=(M, N)
-          labels: sigma, each +1 or -1. # shape=(M,)
+          weights: w.
+          patterns: x.
+          labels: sigma, each +1 or -1.
 
         Returns:
-          The number. # shape=(), dtype=int32
+          The number.
         """
         right = self.stabilities(weights, patterns, labels) > 0
         return jnp.sum(~right, dtype=jnp.int32)
 
-    def random_weights(self, key: jax.Array | int, dtype: Any = None) -> jax.Array:
+    def random_weights(self, key: jax.Array | int, dtype: Any = None) -> Float[Array, "units n"]:
         """Weights drawn uniformly: signs, or from the sphere with each unit's sum of squares n.
 
         Args:
@@ -170,31 +186,33 @@ class Committee:
           dtype: of the weights. Default jax's floating-point type.
 
         Returns:
-          w. # shape=(K, n)
+          w.
         """
         check_key(key)
         dtype = dtype or jnp.result_type(float)
         draw = jax.random.rademacher if self.weights == "binary" else jax.random.normal
         return self.normalize(draw(fresh_key(key), self.shape, dtype))
 
-    def normalize(self, weights: jax.Array) -> jax.Array:
+    def normalize(
+        self, weights: Float[Array, "*networks units n"]
+    ) -> Float[Array, "*networks units n"]:
         """The network of the model's kind with the same outputs, or the nearest to it.
 
         Args:
-          weights: any real numbers. # shape=(K, n)
+          weights: any real numbers.
 
         Returns:
           Their signs (+1 for 0) for binary weights; else each unit's scaled to norm sqrt(n), which
-          changes no output. # shape=(K, n)
+          changes no output.
         """
         if self.weights == "binary":
             return jnp.where(weights < 0, -1, 1).astype(weights.dtype)
-        norms = jnp.linalg.norm(weights, axis=1, keepdims=True)
+        norms = jnp.linalg.norm(weights, axis=-1, keepdims=True)
         return weights * (self.shape[1] ** 0.5 / norms)
 
 
 def check_examples(
-    model: Committee, patterns: jax.Array, labels: jax.Array, *, signs_only: bool = False
+    model: Committee, patterns: Any, labels: Any, *, signs_only: bool = False
 ) -> None:
     """Raises unless the patterns fit the model and the labels are signs; tracers' values pass.
 
@@ -218,29 +236,59 @@ def check_examples(
             f"labels must have shape {np.shape(patterns)[:1]}, one for each pattern, "
             f"got {np.shape(labels)}"
         )
-    _check_signs("labels", labels)
+    check_signs("labels", labels)
     if signs_only:
-        _check_signs("patterns", patterns)
-    elif not isinstance(patterns, jax.core.Tracer) and not bool(jnp.all(jnp.isfinite(patterns))):
-        raise ValueError("patterns must be finite, got nan or inf")
+        check_signs("patterns", patterns)
+    else:
+        check_finite("patterns", patterns)
 
 
-def check_weights(name: str, model: Committee, weights: jax.Array) -> None:
-    """Raises unless the array has the shape of the model's weights.
+def check_weights(name: str, model: Committee, weights: Any) -> None:
+    """Raises unless the array has the shape of the model's weights and is finite.
 
     Raises:
-      ValueError: it has another shape.
+      ValueError: it has another shape, or a value is nan or infinite.
     """
     if np.shape(weights) != model.shape:
         raise ValueError(f"{name} must have shape {model.shape}, got {np.shape(weights)}")
+    check_finite(name, weights)
 
 
-def _check_signs(name: str, values: jax.Array) -> None:
-    """Raises unless every value is +1 or -1; the message names one that is not."""
+def check_finite(name: str, values: Any) -> None:
+    """Raises unless every value is finite; tracers pass.
+
+    Raises:
+      ValueError: one is nan or infinite; the message names it.
+    """
+    _check_each(name, values, "be finite", jnp.isfinite)
+
+
+def check_signs(name: str, values: Any) -> None:
+    """Raises unless every value is +1 or -1; tracers pass.
+
+    Raises:
+      ValueError: one is not; the message names it.
+    """
+    _check_each(name, values, "each be +1 or -1", lambda x: jnp.abs(x) == 1)
+
+
+def holds(test: Callable[[jax.Array], jax.Array], values: Any) -> bool:
+    """Whether the test is true of an array; of a tracer's unknown values it is taken to be.
+
+    Computed at once also while jax traces a function that closes over the array.
+    """
     if isinstance(values, jax.core.Tracer):
+        return True
+    with jax.ensure_compile_time_eval():
+        return bool(test(jnp.asarray(values)))
+
+
+def _check_each(
+    name: str, values: Any, accepted: str, test: Callable[[jax.Array], jax.Array]
+) -> None:
+    """Raises unless the test is true of each value; the message names one of which it is not."""
+    if holds(lambda x: jnp.all(test(x)), values):
         return
-    values = jnp.asarray(values)
-    wrong = jnp.abs(values) != 1
-    if bool(jnp.any(wrong)):
-        found = np.ravel(values)[int(jnp.argmax(wrong))]
-        raise ValueError(f"{name} must each be +1 or -1, got {found}")
+    with jax.ensure_compile_time_eval():
+        found = np.ravel(values)[int(jnp.argmin(jnp.ravel(test(jnp.asarray(values)))))]
+    raise ValueError(f"{name} must {accepted}, got {found}")

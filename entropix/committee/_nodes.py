@@ -1,21 +1,26 @@
 """The factor nodes of a committee: what a pattern tells its hidden units, and these their weights.
 
-Everything is in the gauge of the label: inputs and signs are multiplied by sigma, so the output of
-every pattern should be +1. A message about a sign is a field, half the log odds of +1.
+A majority is seen in the gauge of the label: inputs and signs are multiplied by sigma, so that the
+output of every pattern should be +1. A parity of an even number of signs would not change with
+them; its label is in the output node. A message about a sign is a field, half the log odds of +1.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from entropix._gaussian import LOG_SQRT_2PI, hazard, log_tail
 from entropix.committee._model import Output
-from entropix.committee._normal import log_cdf
 
 # Beyond it a sign is certain to all purposes: its log odds are 60.
 CLIP = 30.0
-# Of a sum's variance, where all weights of a unit are frozen.
+# Of a sum's variance, where all weights of a unit are frozen. A sum of an odd number of signs is at
+# least 1 from 0: with the second spread it is right or wrong but for 1e-12, and the logarithm of
+# that is a number that other patterns can outweigh.
 SMALLEST_VARIANCE = 1e-10
+SMALLEST_VARIANCE_OF_SIGNS = 0.02
 
 
 class Sums(NamedTuple):
@@ -35,35 +40,43 @@ class Sums(NamedTuple):
         return self.mean / jnp.sqrt(self.variance)
 
 
-def field_sums(inputs: jax.Array, mean: jax.Array, variance: jax.Array) -> Sums:
+def field_sums(
+    inputs: Float[Array, "patterns units_or_1 n"],
+    mean: Float[Array, "patterns units n"],
+    variance: Float[Array, "patterns units n"],
+    smallest: float = SMALLEST_VARIANCE,
+) -> Sums:
     """Sums over the inputs of independent weights with these moments.
 
     Args:
-      inputs: # shape=(M, K or 1, n)
-      mean: of the weights, for each pattern without its own message. # shape=(M, K, n)
-      variance: likewise. # shape=(M, K, n)
+      inputs: of each unit.
+      mean: of the weights, for each pattern without its own message.
+      variance: likewise.
+      smallest: variance that a sum has at least.
     """
     total = jnp.sum(inputs**2 * variance, axis=2)
-    return Sums(jnp.sum(inputs * mean, axis=2), jnp.maximum(total, SMALLEST_VARIANCE))
+    return Sums(jnp.sum(inputs * mean, axis=2), jnp.maximum(total, smallest))
 
 
 def gaussian_up(sums: Sums) -> jax.Array:
     """Field on the sign of a normal sum, shape (M, K)."""
-    return jnp.clip((log_cdf(sums.scaled) - log_cdf(-sums.scaled)) / 2, -CLIP, CLIP)
+    return jnp.clip((log_tail(-sums.scaled) - log_tail(sums.scaled)) / 2, -CLIP, CLIP)
 
 
-def output_node(output: Output, up: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the output +1 says of each hidden sign, and how probable it is.
+def output_node(
+    output: Output, up: Float[Array, "patterns units"], labels: Float[Array, " patterns"]
+) -> tuple[Float[Array, "patterns units"], Float[Array, " patterns"]]:
+    """What the right output says of each hidden sign, and how probable it is.
 
     Args:
-      output: majority or parity.
-      up: fields on the K hidden signs. # shape=(M, K)
+      output: majority, whose right output is +1 in the label's gauge, or parity.
+      up: fields on the K hidden signs.
+      labels: sigma, of which only a parity takes notice.
 
     Returns:
       Fields on each sign from the others, clipped, and the log probability of the right output.
-      # shapes=(M, K), (M,)
     """
-    down, log_z = (_majority if output == "majority" else _parity)(up)
+    down, log_z = _majority(up) if output == "majority" else _parity(up, labels)
     return jnp.clip(down, -CLIP, CLIP), log_z
 
 
@@ -95,15 +108,33 @@ def _majority(up: jax.Array) -> tuple[jax.Array, jax.Array]:
     return down, at_least(half + 1, log_counts[:, -1])
 
 
-def _parity(up: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`output_node` by tanh D_k, the product of the other units' tanh U."""
+def _parity(up: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`output_node` by tanh D_k, sigma times the product of the other units' tanh U."""
     means = jnp.tanh(up)
     left_out = jnp.eye(up.shape[1], dtype=bool)[None]
     others = jnp.prod(jnp.where(left_out, 1, means[:, None, :]), axis=2)
     # Inside the clip, so that nothing is divided by 0.
     largest = jnp.tanh(jnp.asarray(CLIP, up.dtype)) - jnp.finfo(up.dtype).eps
-    down = jnp.arctanh(jnp.clip(others, -largest, largest))
-    return down, jnp.log1p(jnp.prod(means, axis=1)) - jnp.log(jnp.asarray(2, up.dtype))
+    down = jnp.arctanh(jnp.clip(labels[:, None] * others, -largest, largest))
+    return down, _log_half_plus(labels, up)
+
+
+def _log_half_plus(labels: jax.Array, up: jax.Array) -> jax.Array:
+    """log (1 + sigma prod_k tanh U_k) / 2, the log probability that the product of signs is sigma.
+
+    By the number of -1 being even, in logarithms: near -1 the sum would round to 0.
+    """
+
+    def count(
+        log_parity: tuple[jax.Array, jax.Array], field: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        even, odd = log_parity
+        yes, no = jax.nn.log_sigmoid(2 * field), jax.nn.log_sigmoid(-2 * field)
+        return (jnp.logaddexp(even + yes, odd + no), jnp.logaddexp(odd + yes, even + no)), None
+
+    start = jnp.zeros_like(labels), jnp.full_like(labels, -jnp.inf)
+    (even, odd), _ = jax.lax.scan(count, start, up.T)
+    return jnp.where(labels > 0, even, odd)
 
 
 class Channel(NamedTuple):
@@ -126,14 +157,13 @@ def channel(sums: Sums, down: jax.Array | None) -> Channel:
       down: D, fields on the hidden signs. # shape=(M, K)
     """
     t = sums.scaled
-    log_density = -(t**2) / 2 - jnp.log(jnp.asarray(2 * jnp.pi, t.dtype)) / 2
     if down is None:
-        slope = jnp.exp(log_density - log_cdf(t))
+        slope = hazard(-t)
     else:
         log_z = jnp.logaddexp(
-            jax.nn.log_sigmoid(2 * down) + log_cdf(t), jax.nn.log_sigmoid(-2 * down) + log_cdf(-t)
+            jax.nn.log_sigmoid(2 * down) + log_tail(-t), jax.nn.log_sigmoid(-2 * down) + log_tail(t)
         )
-        slope = jnp.tanh(down) * jnp.exp(log_density - log_z)
+        slope = jnp.tanh(down) * jnp.exp(-(t**2) / 2 - LOG_SQRT_2PI - log_z)
     slope = slope / jnp.sqrt(sums.variance)
     return Channel(slope, slope * (slope + sums.mean / sums.variance))
 
@@ -154,13 +184,14 @@ def gaussian_fields(
       # shape=(M, K, n)
     """
     rest = sums.mean[:, :, None] - inputs * mean
-    spread = jnp.sqrt(jnp.maximum(sums.variance[:, :, None] - variance, SMALLEST_VARIANCE))
+    rest_variance = sums.variance[:, :, None] - variance
+    spread = jnp.sqrt(jnp.maximum(rest_variance, SMALLEST_VARIANCE_OF_SIGNS))
 
     def log_agreement(total: jax.Array) -> jax.Array:
-        yes = log_cdf(total / spread)
+        yes = log_tail(-total / spread)
         if down is None:
             return yes
-        return _log_agreement(yes, log_cdf(-total / spread), down[:, :, None])
+        return _log_agreement(yes, log_tail(total / spread), down[:, :, None])
 
     return inputs * (log_agreement(rest + 1) - log_agreement(rest - 1)) / 2
 
@@ -170,53 +201,63 @@ def _log_agreement(yes: jax.Array, no: jax.Array, down: jax.Array) -> jax.Array:
     return jnp.logaddexp(down + yes, -down + no)
 
 
-def exact_node(inputs: jax.Array, mean: jax.Array, output: Output) -> tuple[jax.Array, jax.Array]:
+def exact_node(
+    inputs: Float[Array, "patterns units_or_1 n"],
+    natural: Float[Array, "patterns units n"],
+    output: Output,
+    labels: Float[Array, " patterns"],
+) -> tuple[Float[Array, "patterns units n"], Float[Array, " patterns"]]:
     """Messages of binary weights without any approximation of the sums.
 
-    The number of agreeing weights has the generating function
-    prod_j ((1 - a_j) / 2 + z (1 + a_j) / 2), a = inputs * mean; its values at the roots of unity
-    give every tail probability, and the products without one factor those that a weight sees.
+    The distribution of the number of agreeing weights grows weight by weight, from either end;
+    that of all but one is the convolution of the two parts. All terms are positive, so that the
+    smallest probabilities are as exact as the largest.
 
     Args:
-      inputs: +-1. # shape=(M, K or 1, n)
-      mean: of the weights. # shape=(M, K, n)
+      inputs: +-1.
+      natural: fields on the weights, for each pattern without its own message.
       output: majority or parity.
+      labels: sigma.
 
     Returns:
-      Fields on the weights, and the log probability of the right output. # shapes=(M, K, n), (M,)
+      Fields on the weights, and the log probability of the right output.
     """
-    size = mean.shape[2]
+    size = natural.shape[2]
     half = (size - 1) // 2
-    agreement = (inputs * mean)[..., None]
-    counts = jnp.arange(size + 1, dtype=mean.dtype)
-    roots = jnp.exp(2j * jnp.pi * counts / (size + 1))
-    factors = (1 - agreement) / 2 + roots[None, None, None] * (1 + agreement) / 2
-    ones = jnp.ones_like(factors[:, :, :1])
-    before = jnp.cumprod(jnp.concatenate([ones, factors], axis=2), axis=2)
-    after = jnp.flip(
-        jnp.cumprod(jnp.concatenate([ones, jnp.flip(factors, 2)], axis=2), axis=2), axis=2
-    )
+    fields = jnp.moveaxis(inputs * natural, 2, 0)
+    agree, differ = jax.nn.sigmoid(2 * fields), jax.nn.sigmoid(-2 * fields)
 
-    def log_tails(values: jax.Array, least: int) -> tuple[jax.Array, jax.Array]:
-        """Logarithms of P(count >= least) and of P(count < least)."""
-        powers = roots[:, None] ** -counts[None, :]
-        sign = jnp.where(counts >= least, 1, -1) / (2 * (size + 1))
-        excess = jnp.real(values @ (powers @ sign.astype(powers.dtype)))
-        smallest = jnp.finfo(mean.dtype).tiny
-        return (
-            jnp.log(jnp.maximum(0.5 + excess, smallest)),
-            jnp.log(jnp.maximum(0.5 - excess, smallest)),
-        )
+    def grow(counts: jax.Array, weight: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        yes, no = (p[..., None] for p in weight)
+        one_more = jnp.pad(counts[..., :-1], ((0, 0), (0, 0), (1, 0)))
+        return counts * no + one_more * yes, counts
 
-    yes, no = log_tails(before[:, :, -1], half + 1)
-    up = jnp.clip((yes - no) / 2, -CLIP, CLIP)
-    down, log_z = output_node(output, up)
-    others = before[:, :, :-1] * after[:, :, 1:]
-    with_one = log_tails(others, half)
-    without = log_tails(others, half + 1)
-    if mean.shape[1] == 1:
-        fields = (with_one[0] - without[0]) / 2
+    none = jnp.zeros((*natural.shape[:2], size + 1), natural.dtype).at[:, :, 0].set(1)
+    every, before = jax.lax.scan(grow, none, (agree, differ))
+    _, after = jax.lax.scan(grow, none, (agree, differ), reverse=True)
+    above = jnp.flip(jnp.cumsum(jnp.flip(after, -1), -1), -1)
+    below = jnp.pad(jnp.cumsum(after, -1)[..., :-1], ((0, 0), (0, 0), (0, 0), (1, 0)))
+
+    def log_tails_of_others(least: int) -> tuple[jax.Array, jax.Array]:
+        """Logarithms of P(count >= least) and of P(count < least), without each weight in turn."""
+        # With j before the weight, least - j or more after it.
+        first = before[..., : least + 1]
+        reach = jnp.sum(first * jnp.flip(above[..., : least + 1], -1), -1)
+        reach = reach + jnp.sum(before[..., least + 1 :], -1)
+        miss = jnp.sum(first * jnp.flip(below[..., : least + 1], -1), -1)
+        return _log(reach), _log(miss)
+
+    yes, no = (_log(jnp.sum(part, -1)) for part in (every[..., half + 1 :], every[..., : half + 1]))
+    with_one, without = log_tails_of_others(half), log_tails_of_others(half + 1)
+    if natural.shape[1] == 1:
+        messages, log_z = (with_one[0] - without[0]) / 2, yes[:, 0]
     else:
-        down = down[:, :, None]
-        fields = (_log_agreement(*with_one, down) - _log_agreement(*without, down)) / 2
-    return inputs * fields, log_z
+        down, log_z = output_node(output, jnp.clip((yes - no) / 2, -CLIP, CLIP), labels)
+        down = down[None]
+        messages = (_log_agreement(*with_one, down) - _log_agreement(*without, down)) / 2
+    return inputs * jnp.moveaxis(messages, 0, 2), log_z
+
+
+def _log(probability: jax.Array) -> jax.Array:
+    """Its logarithm; that of the smallest number of the type for 0."""
+    return jnp.log(jnp.maximum(probability, jnp.finfo(probability.dtype).tiny))

@@ -5,10 +5,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Real, Shaped
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
-from entropix.committee._model import Committee
+from entropix.committee._model import Committee, check_finite
 
 Distribution = Literal["signs", "normal"]
 
@@ -108,7 +110,9 @@ def teacher_student(
     return Examples(patterns, jnp.where(agrees, labels, -labels)), teacher
 
 
-def binarize(images: jax.Array, thresholds: jax.Array | None = None) -> jax.Array:
+def binarize(
+    images: Real[ArrayLike, "images ..."], thresholds: Real[ArrayLike, "..."] | None = None
+) -> Float[Array, "images inputs"]:
     r"""Images as patterns of +-1, by medians.
 
     .. math:: x^\mu_i = +1 \ \text{if} \ p^\mu_i > \theta_i, \ \text{else} \ -1
@@ -116,37 +120,52 @@ def binarize(images: jax.Array, thresholds: jax.Array | None = None) -> jax.Arra
     Args:
       images: p, of any real type. # shape=(M, ...)
       thresholds: theta for each pixel, such as ``jnp.median(images, axis=0)`` of the training set.
-        Default for each image its own median. # shape=(...)
+        Default for each image its own median, and then half of its pixels, rounded down, are +1:
+        of pixels equal to the median as many as that takes, chosen by an order of the pixels that
+        is the same for all images and spreads them evenly. # shape=(...)
 
     Returns:
       The patterns, float, pixels in row-major order. # shape=(M, N)
 
     Raises:
-      ValueError: there is no pixel axis, or the thresholds are not of one image's shape.
+      ValueError: there is no pixel axis, a number is not finite, or the thresholds are not of one
+        image's shape.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> binarize(jnp.array([[[1, 2], [3, 4]], [[0, 0], [0, 9]]])).tolist()
-      [[-1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, 1.0]]
+      [[-1.0, -1.0, 1.0, 1.0], [-1.0, -1.0, 1.0, 1.0]]
     """
     if np.ndim(images) < 2:
         raise ValueError(f"images must have shape (M, ...), got {np.shape(images)}")
-    pixels = jnp.asarray(images).reshape(len(images), -1).astype(jnp.result_type(float))
+    check_finite("images", images)
+    pixels = jnp.asarray(images).reshape(np.shape(images)[0], -1).astype(jnp.result_type(float))
     if thresholds is None:
-        levels = jnp.median(pixels, axis=1, keepdims=True)
-    elif np.shape(thresholds) != np.shape(images)[1:]:
+        return _upper_half(pixels)
+    if np.shape(thresholds) != np.shape(images)[1:]:
         raise ValueError(
             f"thresholds must have the shape of one image, {np.shape(images)[1:]}, "
             f"got {np.shape(thresholds)}"
         )
-    else:
-        levels = jnp.asarray(thresholds).reshape(1, -1).astype(pixels.dtype)
+    check_finite("thresholds", thresholds)
+    levels = jnp.asarray(thresholds).reshape(1, -1).astype(pixels.dtype)
     return jnp.where(pixels > levels, 1, -1).astype(pixels.dtype)
 
 
+def _upper_half(pixels: Float[Array, "images pixels"]) -> Float[Array, "images pixels"]:
+    """+1 for the half of each image's pixels that are largest, equal ones in a fixed order."""
+    size = pixels.shape[1]
+    # Multiples of the golden ratio, whose fractional parts are never far from evenly spaced.
+    priority = np.argsort(np.arange(1, size + 1) * (5**0.5 - 1) / 2 % 1, kind="stable")
+    place = jnp.asarray(np.argsort(priority))[None]
+    by_size = jnp.lexsort((jnp.broadcast_to(place, pixels.shape), pixels), axis=1)
+    rank = jnp.argsort(by_size, axis=1)
+    return jnp.where(rank >= size - size // 2, 1, -1).astype(pixels.dtype)
+
+
 def two_classes(
-    patterns: jax.Array,
-    classes: jax.Array,
+    patterns: Shaped[Array, "patterns inputs"],
+    classes: Shaped[ArrayLike, " patterns"],
     pair: tuple[int, int],
     per_class: int,
     key: jax.Array | int,
@@ -165,7 +184,7 @@ def two_classes(
       `Examples`, 2 ``per_class`` of them.
 
     Raises:
-      TypeError: ``per_class`` is not an integer or ``key`` not a key.
+      TypeError: ``per_class`` is not an integer, ``key`` not a key, or ``classes`` a tracer.
       ValueError: the two classes are the same, or one has fewer examples than asked for.
 
     Examples:
@@ -179,6 +198,8 @@ def two_classes(
     if pair[0] == pair[1]:
         raise ValueError(f"pair must be of two different classes, got {pair}")
     first_key, second_key, order_key = jax.random.split(_checked(key), 3)
+    if isinstance(classes, jax.core.Tracer):
+        raise TypeError("classes must have known values, since they decide the shape, got a tracer")
     chosen = []
     for one, draw_key in zip(pair, (first_key, second_key), strict=True):
         members = np.flatnonzero(np.asarray(classes) == one)
@@ -193,7 +214,9 @@ def two_classes(
     return Examples(patterns[jnp.concatenate(chosen)[order]], labels[order])
 
 
-def shuffle_pixels(patterns: jax.Array, key: jax.Array | int) -> jax.Array:
+def shuffle_pixels(
+    patterns: Shaped[Array, "patterns inputs"], key: jax.Array | int
+) -> Shaped[Array, "patterns inputs"]:
     """Every pixel permuted over the examples, independently of the other pixels.
 
     Each pixel keeps its values, so the patterns keep their biases; the correlations of the pixels

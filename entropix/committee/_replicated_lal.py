@@ -4,24 +4,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
-from entropix.committee._arguments import learning
-from entropix.committee._batches import random_batches
-from entropix.committee._lal import (
-    Learned,
-    correction,
-    until_solved,
-)
+from entropix.committee._lal import correction
+from entropix.committee._learning import Learned, learning, random_batches, until_solved
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee
 
 
 def replicated_lal(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     key: jax.Array | int,
     *,
     replicas: int = 7,
@@ -91,7 +88,7 @@ def replicated_lal(
         jnp.asarray(gamma_step, dtype),
         model=model,
         replicas=replicas,
-        batch_size=min(batch_size, len(labels)),
+        batch_size=min(batch_size, problem.labels.shape[0]),
         max_epochs=max_epochs,
     )
 

@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
-from entropix.committee._model import Committee, check_examples, check_weights
+from entropix.committee._model import Committee, check_examples, check_weights, holds
 
 
 class NoiseRobustness(NamedTuple):
@@ -27,11 +30,11 @@ class NoiseRobustness(NamedTuple):
 
 def noise_robustness(
     model: Committee,
-    weights: jax.Array,
-    patterns: jax.Array,
-    labels: jax.Array,
+    weights: Real[ArrayLike, "units n"],
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
+    rates: Real[ArrayLike, " rates"],
     key: jax.Array | int,
-    rates: jax.Array,
     *,
     num_samples: int = 20,
 ) -> NoiseRobustness:
@@ -49,8 +52,8 @@ def noise_robustness(
       weights: w. # shape=(K, n)
       patterns: x, each +1 or -1. # shape=(M, N)
       labels: sigma, each +1 or -1. # shape=(M,)
-      key: an integer seed or a key of ``jax.random.key``. Compare networks with the same one.
       rates: r, from 0 to 1/2. # shape=(R,)
+      key: an integer seed or a key of ``jax.random.key``. Compare networks with the same one.
       num_samples: draws of the noise, at least 2. Default 20.
 
     Returns:
@@ -66,7 +69,7 @@ def noise_robustness(
       >>> from entropix.committee import teacher_student
       >>> model = Committee(101)
       >>> examples, teacher = teacher_student(model, 2.0, 0)
-      >>> found = noise_robustness(model, teacher, *examples, 1, jnp.array([0.0, 0.1, 0.5]))
+      >>> found = noise_robustness(model, teacher, *examples, jnp.array([0.0, 0.1, 0.5]), 1)
       >>> [round(float(rate), 1) for rate in found.mean]
       [0.0, 0.2, 0.5]
 
@@ -79,15 +82,17 @@ def noise_robustness(
     check_weights("weights", model, weights)
     check_key(key)
     check_integer("num_samples", num_samples, at_least=2)
-    rates = jnp.asarray(rates, weights.dtype)
-    check_number("rates", rates, at_least=0)
-    if rates.ndim != 1 or (not isinstance(rates, jax.core.Tracer) and bool(jnp.any(rates > 0.5))):
-        raise ValueError(f"rates must have shape (R,) and be at most 0.5, got {rates}")
-    if not isinstance(patterns, jax.core.Tracer) and bool(jnp.all(patterns == patterns[:1])):
+    weights = jnp.asarray(weights)
+    rates = rates if isinstance(rates, jax.Array) else np.asarray(rates, float)
+    check_number("rates", rates, at_least=0, at_most=0.5)
+    if np.ndim(rates) != 1:
+        raise ValueError(f"rates must have shape (R,), got {np.shape(rates)}")
+    if not holds(lambda x: jnp.any(x != x[:1]), patterns):
         raise ValueError("patterns must differ in some input, got only equal ones")
     return _noise_robustness(
-        weights, patterns, labels, fresh_key(key), rates, model=model, num_samples=num_samples
-    )
+        weights, patterns, labels, fresh_key(key), jnp.asarray(rates, weights.dtype),
+        model=model, num_samples=num_samples,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_samples"))

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
-from entropix.committee._arguments import learning
-from entropix.committee._batches import random_batches
-from entropix.committee._lal import Learned, until_solved
+from entropix.committee._learning import Learned, learning, random_batches, until_solved
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee
 
@@ -102,8 +102,8 @@ def _losses(
 
 def surrogate_sgd(
     model: Committee,
-    patterns: jax.Array,
-    labels: jax.Array,
+    patterns: Real[ArrayLike, "patterns inputs"],
+    labels: Real[ArrayLike, " patterns"],
     tx: optax.GradientTransformation,
     key: jax.Array | int,
     *,
@@ -181,7 +181,7 @@ def surrogate_sgd(
         jnp.asarray(growth, dtype),
         model=model,
         tx=tx,
-        batch_size=min(batch_size, len(labels)),
+        batch_size=min(batch_size, problem.labels.shape[0]),
         max_epochs=max_epochs,
         replicas=replicas,
         eval_params=eval_params,

@@ -5,11 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.replica_theory._gaussian import (
-    gaussian_quadrature,
-    half_line_quadrature,
-    log_2cosh,
-)
+from entropix.replica_theory._quadrature import gaussian_quadrature, half_line_quadrature, log_2cosh
 from entropix.replica_theory._replicas import best_shift
 from entropix.replica_theory._solvers import newton
 

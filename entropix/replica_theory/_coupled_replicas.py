@@ -5,14 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.replica_theory._gaussian import (
-    LOG_SQRT_2PI,
-    gaussian_quadrature,
-    half_line_quadrature,
-    hazard,
-    log_2cosh,
-    log_tail,
-)
+from entropix._gaussian import LOG_SQRT_2PI, hazard, log_tail
+from entropix.replica_theory._quadrature import gaussian_quadrature, half_line_quadrature, log_2cosh
 from entropix.replica_theory._replicas import best_shift
 
 # Standard deviations within which a Gaussian factor is integrated.

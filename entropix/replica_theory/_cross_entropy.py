@@ -5,16 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_number
-from entropix.replica_theory._gaussian import (
-    LOG_SQRT_2PI,
-    gaussian_quadrature,
-    half_line_quadrature,
-    hazard,
-    log_2cosh,
-    log_tail,
-)
+from entropix._gaussian import LOG_SQRT_2PI, hazard, log_tail
 from entropix.replica_theory._inputs import (
     check_distance,
     check_precision,
@@ -27,6 +22,8 @@ from entropix.replica_theory._near_reference import (
     Reference,
     binary_moments,
 )
+from entropix.replica_theory._points import Points, one_by_one, padded, shaped
+from entropix.replica_theory._quadrature import gaussian_quadrature, half_line_quadrature, log_2cosh
 from entropix.replica_theory._solvers import Solution, newton
 
 TOLERANCE = 1e-9
@@ -99,11 +96,11 @@ class _Typical(NamedTuple):
 
 
 def franz_parisi_of_cross_entropy(
-    alpha: float | jax.Array,
-    distance: float | jax.Array,
+    alpha: Real[ArrayLike, "..."],
+    distance: Real[ArrayLike, "..."],
     *,
-    gamma: float | jax.Array,
-    beta: float | jax.Array | None = None,
+    gamma: Real[ArrayLike, "..."],
+    beta: Real[ArrayLike, "..."] | None = None,
 ) -> FranzParisiOfCrossEntropy:
     r"""Entropy of the solutions at a distance from a minimum of the cross-entropy loss.
 
@@ -166,20 +163,17 @@ def franz_parisi_of_cross_entropy(
         # A guess, from which the search for the minima starts.
         30 * gamma**2 if free else jnp.asarray(beta, float),
     )
-    # Flat, so that all shapes of one size share a program.
-    points = tuple(map(jnp.ravel, arguments))
-    answers = _franz_parisi_of_cross_entropy(points, jnp.asarray(free))
-    return jax.tree.map(lambda x: x.reshape(arguments[0].shape), answers)
+    answers = _franz_parisi_of_cross_entropy(padded(*arguments), jnp.asarray(free))
+    return shaped(answers, arguments[0].shape)
 
 
 @jax.jit
-def _franz_parisi_of_cross_entropy(
-    points: tuple[jax.Array, ...], free: jax.Array
-) -> FranzParisiOfCrossEntropy:
+def _franz_parisi_of_cross_entropy(points: Points, free: jax.Array) -> FranzParisiOfCrossEntropy:
     """The compiled part of `franz_parisi_of_cross_entropy`."""
 
-    def solve(point: tuple[jax.Array, ...]) -> FranzParisiOfCrossEntropy:
-        alpha, distance, gamma, beta = point
+    def solve(
+        alpha: jax.Array, distance: jax.Array, gamma: jax.Array, beta: jax.Array
+    ) -> FranzParisiOfCrossEntropy:
         found, typical = _reference(alpha, gamma, beta, free)
         reference = Reference(typical.q, jnp.exp(found.x[0]))
         solution, overlaps, entropy = _near(
@@ -191,8 +185,7 @@ def _franz_parisi_of_cross_entropy(
             solution.iterations, found.converged & solution.converged,
         )  # fmt: skip
 
-    # One point after the other: together, all would take the steps of the slowest.
-    return jax.lax.map(solve, points)
+    return one_by_one(solve, points)
 
 
 def _reference(

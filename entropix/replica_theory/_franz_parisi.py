@@ -5,13 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
+from entropix._gaussian import hazard, log_tail
 from entropix.replica_theory._energy import Overlap, output_overlap, output_slope
-from entropix.replica_theory._gaussian import (
-    gaussian_quadrature,
-    hazard,
-    log_tail,
-)
 from entropix.replica_theory._inputs import (
     Weights,
     check_distance,
@@ -28,6 +26,8 @@ from entropix.replica_theory._near_reference import (
     Reference,
     binary_moments,
 )
+from entropix.replica_theory._points import Points, one_by_one, padded, shaped
+from entropix.replica_theory._quadrature import gaussian_quadrature
 from entropix.replica_theory._replica_symmetric import replica_symmetric
 from entropix.replica_theory._solvers import newton
 
@@ -65,11 +65,11 @@ class FranzParisi(NamedTuple):
 
 
 def franz_parisi(
-    alpha: float | jax.Array,
-    distance: float | jax.Array,
+    alpha: Real[ArrayLike, "..."],
+    distance: Real[ArrayLike, "..."],
     *,
     weights: Weights,
-    hidden_units: float = 1,
+    num_hidden: float = 1,
 ) -> FranzParisi:
     r"""Entropy of the solutions at a distance from a typical solution of the same patterns.
 
@@ -93,7 +93,7 @@ def franz_parisi(
         array, broadcast with ``alpha``: ``alpha[:, None], distance[None]`` gives all curves in one
         call.
       weights: ``"binary"`` or ``"spherical"``.
-      hidden_units: 1 (the perceptron, default) or ``math.inf``.
+      num_hidden: 1 (the perceptron, default) or ``math.inf``.
 
     Returns:
       A `FranzParisi`. Loads beyond the capacity are reported there, and so are points where the
@@ -120,24 +120,23 @@ def franz_parisi(
     """
     check_precision()
     check_weights(weights)
-    check_one_or_infinite(hidden_units)
+    check_one_or_infinite(num_hidden)
     check_distance(distance)
     alpha, distance = jnp.broadcast_arrays(load(alpha), jnp.asarray(distance, float))
-    return _franz_parisi(alpha, distance, weights=weights, hidden_units=hidden_units)
+    answers = _franz_parisi(padded(alpha, distance), weights=weights, num_hidden=num_hidden)
+    return shaped(answers, alpha.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("weights", "hidden_units"))
-def _franz_parisi(
-    alpha: jax.Array, distance: jax.Array, *, weights: Weights, hidden_units: float
-) -> FranzParisi:
+@functools.partial(jax.jit, static_argnames=("weights", "num_hidden"))
+def _franz_parisi(points: Points, *, weights: Weights, num_hidden: float) -> FranzParisi:
     """The compiled part of `franz_parisi`."""
     binary = weights == "binary"
     moments = binary_moments if binary else _spherical_moments
-    patterns = functools.partial(_patterns, hidden_units=hidden_units, spacing=SPACING[weights])
+    patterns = functools.partial(_patterns, num_hidden=num_hidden, spacing=SPACING[weights])
     aligned = _align_binary if binary else _align_spherical
 
-    def solve(point: tuple[jax.Array, jax.Array, Reference]) -> FranzParisi:
-        alpha, p, reference = point
+    def solve(alpha: jax.Array, p: jax.Array, q: jax.Array, conjugate: jax.Array) -> FranzParisi:
+        reference = Reference(q, conjugate)
 
         def fields_of(overlaps: Overlaps) -> tuple[jax.Array, jax.Array]:
             _, cross, variance = patterns(overlaps, reference)
@@ -169,11 +168,10 @@ def _franz_parisi(
             solution.residual, solution.iterations, solution.converged,
         )  # fmt: skip
 
-    typical = replica_symmetric(alpha, weights=weights, hidden_units=hidden_units)
-    reference = Reference(typical.overlap, typical.conjugate)
-    points = jax.tree.map(jnp.ravel, (alpha, overlap_at(distance, weights), reference))
-    # One point after the other: together, all would take the steps of the slowest.
-    answers = jax.tree.map(lambda x: x.reshape(alpha.shape), jax.lax.map(solve, points))
+    alpha, distance = points.arguments
+    typical = replica_symmetric(alpha, weights=weights, num_hidden=num_hidden)
+    arguments = alpha, overlap_at(distance, weights), typical.overlap, typical.conjugate
+    answers = one_by_one(solve, points._replace(arguments=arguments))
     return answers._replace(
         beyond_capacity=typical.beyond_capacity,
         converged=answers.converged & typical.converged,
@@ -181,7 +179,7 @@ def _franz_parisi(
 
 
 def _patterns(
-    overlaps: Overlaps, reference: Reference, hidden_units: float, spacing: float
+    overlaps: Overlaps, reference: Reference, num_hidden: float, spacing: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean log-probability of a pattern under a solution near the reference, and its correlations.
 
@@ -194,10 +192,10 @@ def _patterns(
     weights = line.weights[:, None] * line.weights[None]
 
     def output(q: jax.Array) -> Overlap:
-        return output_overlap(Overlap(q, 1 - q), hidden_units)
+        return output_overlap(Overlap(q, 1 - q), num_hidden)
 
     def slope(q: jax.Array) -> jax.Array:
-        return output_slope(Overlap(q, 1 - q), hidden_units)
+        return output_slope(Overlap(q, 1 - q), num_hidden)
 
     q, p, t, q1 = map(output, (reference.q, *overlaps))
     sigma2 = q1.q - t.q**2 / q.q

@@ -27,19 +27,19 @@ def check_weights(weights: str) -> None:
         raise ValueError(f"weights must be 'binary' or 'spherical', got {weights!r}")
 
 
-def check_hidden_units(hidden_units: Any, *, accepted: str) -> None:
-    """Raises unless ``hidden_units`` is an odd integer or infinite, among those ``accepted``."""
-    if hidden_units == math.inf:
+def check_hidden_units(num_hidden: Any, *, accepted: str) -> None:
+    """Raises unless ``num_hidden`` is an odd integer or infinite, among those ``accepted``."""
+    if num_hidden == math.inf:
         return
-    check_integer("hidden_units", hidden_units, at_least=1)
-    if hidden_units % 2 == 0:
-        raise ValueError(f"hidden_units must be {accepted}, got {hidden_units}")
+    check_integer("num_hidden", num_hidden, at_least=1)
+    if num_hidden % 2 == 0:
+        raise ValueError(f"num_hidden must be {accepted}, got {num_hidden}")
 
 
-def check_one_or_infinite(hidden_units: Any) -> None:
-    """Raises unless ``hidden_units`` is 1 or infinite."""
-    if hidden_units not in (1, math.inf):
-        raise ValueError(f"hidden_units must be 1 or math.inf, got {hidden_units!r}")
+def check_one_or_infinite(num_hidden: Any) -> None:
+    """Raises unless ``num_hidden`` is 1 or infinite."""
+    if num_hidden not in (1, math.inf):
+        raise ValueError(f"num_hidden must be 1 or math.inf, got {num_hidden!r}")
 
 
 def check_distance(distance: Any) -> None:
@@ -52,16 +52,16 @@ def overlap_at(distance: jax.Array, weights: Weights) -> jax.Array:
     return 1 - 2 * distance if weights == "binary" else jnp.sqrt(1 - distance)
 
 
-def check_machine(hidden_units: Any, output: Any, weights: Weights) -> None:
+def check_machine(num_hidden: Any, output: Any, weights: Weights) -> None:
     """Raises unless the widest minima of this machine are known."""
     if output not in ("majority", "parity"):
         raise ValueError(f"output must be 'majority' or 'parity', got {output!r}")
-    if output == "parity" and hidden_units != math.inf:
-        check_integer("hidden_units", hidden_units, at_least=1)
+    if output == "parity" and num_hidden != math.inf:
+        check_integer("num_hidden", num_hidden, at_least=1)
     else:
-        check_hidden_units(hidden_units, accepted="an odd integer or math.inf for a majority")
-    if weights == "binary" and hidden_units != 1:
-        raise ValueError(f"hidden_units must be 1 for binary weights, got {hidden_units!r}")
+        check_hidden_units(num_hidden, accepted="an odd integer or math.inf for a majority")
+    if weights == "binary" and num_hidden != 1:
+        raise ValueError(f"num_hidden must be 1 for binary weights, got {num_hidden!r}")
 
 
 def load(alpha: Any, *, above: float | None = None) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.replica_theory._gaussian import gaussian_quadrature, log_2cosh
+from entropix.replica_theory._quadrature import gaussian_quadrature, log_2cosh
 
 SPACING, REACH = 0.1, 7.0
 

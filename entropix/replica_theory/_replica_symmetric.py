@@ -2,24 +2,21 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_number
+from entropix._gaussian import hazard, log_tail
 from entropix.replica_theory._energy import (
     Overlap,
     energy,
     energy_slope,
     output_overlap,
     output_slope,
-)
-from entropix.replica_theory._gaussian import (
-    gaussian_quadrature,
-    hazard,
-    log_2cosh,
-    log_tail,
 )
 from entropix.replica_theory._inputs import (
     Weights,
@@ -28,6 +25,8 @@ from entropix.replica_theory._inputs import (
     check_weights,
     load,
 )
+from entropix.replica_theory._points import Points, one_by_one, padded, shaped
+from entropix.replica_theory._quadrature import gaussian_quadrature, log_2cosh
 from entropix.replica_theory._solvers import find_root
 
 TOLERANCE = 1e-12
@@ -88,11 +87,11 @@ class _Prior(NamedTuple):
 
 
 def replica_symmetric(
-    alpha: float | jax.Array,
+    alpha: Real[ArrayLike, "..."],
     *,
     weights: Weights,
-    hidden_units: float = 1,
-    margin: float | jax.Array = 0.0,
+    num_hidden: float = 1,
+    margin: Real[ArrayLike, "..."] = 0.0,
 ) -> ReplicaSymmetric:
     r"""Entropy of the solutions of random patterns at load alpha, for typical solutions.
 
@@ -118,7 +117,7 @@ def replica_symmetric(
     Args:
       alpha: load, patterns for each weight, at least 0; a number or an array.
       weights: ``"binary"``, w = +-1, or ``"spherical"``, |w|^2 = N.
-      hidden_units: K: 1 (the perceptron, default), an odd integer, or ``math.inf``. From K = 5 on
+      num_hidden: K: 1 (the perceptron, default), an odd integer, or ``math.inf``. From K = 5 on
         E(q) is an integral over K variables by a quasi-Monte-Carlo rule with an error of some 1e-5.
       margin: kappa, the least value of the field that counts as right, in units of its standard
         deviation; perceptron only. Default 0. Broadcast with ``alpha``.
@@ -145,14 +144,15 @@ def replica_symmetric(
     """
     check_precision()
     check_weights(weights)
-    _check_committee(hidden_units, margin)
+    _check_committee(num_hidden, margin)
     check_number("margin", margin)
     alpha, margin = jnp.broadcast_arrays(load(alpha), jnp.asarray(margin, float))
-    return _replica_symmetric(alpha, margin, weights=weights, hidden_units=hidden_units)
+    answers = _replica_symmetric(padded(alpha, margin), weights=weights, num_hidden=num_hidden)
+    return shaped(answers, alpha.shape)
 
 
 def capacity(
-    *, weights: Weights, hidden_units: float = 1, margin: float | jax.Array = 0.0
+    *, weights: Weights, num_hidden: float = 1, margin: Real[ArrayLike, "..."] = 0.0
 ) -> Capacity:
     r"""Largest load at which random patterns have typical solutions.
 
@@ -168,7 +168,7 @@ def capacity(
 
     Args:
       weights: ``"binary"`` or ``"spherical"``.
-      hidden_units: K: 1 (the perceptron, default), an odd integer, or, for binary weights,
+      num_hidden: K: 1 (the perceptron, default), an odd integer, or, for binary weights,
         ``math.inf``.
       margin: kappa; perceptron only. Default 0.
 
@@ -192,17 +192,17 @@ def capacity(
     """
     check_precision()
     check_weights(weights)
-    _check_committee(hidden_units, margin)
+    _check_committee(num_hidden, margin)
     check_number("margin", margin)
-    if weights == "spherical" and hidden_units == math.inf:
+    if weights == "spherical" and num_hidden == math.inf:
         raise ValueError(
-            "hidden_units must be finite for spherical weights, got inf: "
+            "num_hidden must be finite for spherical weights, got inf: "
             "their replica-symmetric capacity grows without bound"
         )
     margin = jnp.asarray(margin, float)
     if weights == "spherical":
-        return _spherical_capacity(margin, hidden_units=int(hidden_units))
-    return _binary_capacity(margin, hidden_units=hidden_units)
+        return _spherical_capacity(margin, num_hidden=int(num_hidden))
+    return _binary_capacity(margin, num_hidden=num_hidden)
 
 
 def de_almeida_thouless_load() -> Capacity:
@@ -234,33 +234,31 @@ def de_almeida_thouless_load() -> Capacity:
     return _de_almeida_thouless_load()
 
 
-def _check_committee(hidden_units: float, margin: float | jax.Array) -> None:
+def _check_committee(num_hidden: float, margin: Any) -> None:
     """Raises unless the energetic term is known for this machine."""
-    check_hidden_units(hidden_units, accepted="an odd integer or math.inf")
-    if hidden_units != 1 and not (isinstance(margin, int | float) and margin == 0):
+    check_hidden_units(num_hidden, accepted="an odd integer or math.inf")
+    if num_hidden != 1 and not (isinstance(margin, int | float) and margin == 0):
         raise ValueError(f"margin must be 0 for a committee, got {margin}")
 
 
-@functools.partial(jax.jit, static_argnames=("weights", "hidden_units"))
-def _replica_symmetric(
-    alpha: jax.Array, margin: jax.Array, *, weights: Weights, hidden_units: float
-) -> ReplicaSymmetric:
+@functools.partial(jax.jit, static_argnames=("weights", "num_hidden"))
+def _replica_symmetric(points: Points, *, weights: Weights, num_hidden: float) -> ReplicaSymmetric:
     """The compiled part of `replica_symmetric`."""
     z = gaussian_quadrature(SPACING)
 
     def solve(alpha: jax.Array, margin: jax.Array) -> ReplicaSymmetric:
         solution = find_root(
-            lambda x: _load_of(x, margin, weights, hidden_units) - alpha,
+            lambda x: _load_of(x, margin, weights, num_hidden) - alpha,
             *BRACKET[weights],
             tolerance=TOLERANCE,
         )
         prior = _prior(solution.x, weights)
-        entropy = prior.entropy + alpha * energy(prior.overlap, margin, hidden_units, z)
+        entropy = prior.entropy + alpha * energy(prior.overlap, margin, num_hidden, z)
         beyond, q = entropy < 0, prior.overlap.q
         if weights == "spherical":
             beyond = jnp.zeros_like(beyond)
-            if hidden_units != math.inf:
-                limit = _spherical_capacity(margin, hidden_units=int(hidden_units)).load
+            if num_hidden != math.inf:
+                limit = _spherical_capacity(margin, num_hidden=int(num_hidden)).load
                 beyond = alpha >= limit
             entropy, q = jnp.where(beyond, -jnp.inf, entropy), jnp.where(beyond, 1, q)
         return ReplicaSymmetric(
@@ -268,8 +266,9 @@ def _replica_symmetric(
             solution.residual, solution.iterations, solution.converged,
         )  # fmt: skip
 
-    answers = jax.vmap(solve)(alpha.ravel(), margin.ravel())
-    return jax.tree.map(lambda field: field.reshape(alpha.shape), answers)
+    if num_hidden in (1, math.inf):
+        return jax.vmap(solve)(*points.arguments)
+    return one_by_one(solve, points)
 
 
 def _prior(x: jax.Array, weights: Weights) -> _Prior:
@@ -286,27 +285,27 @@ def _prior(x: jax.Array, weights: Weights) -> _Prior:
     return _Prior(Overlap(z.weights @ jnp.tanh(field) ** 2, complement), conjugate, entropy)
 
 
-def _load_of(x: jax.Array, margin: jax.Array, weights: Weights, hidden_units: float) -> jax.Array:
+def _load_of(x: jax.Array, margin: jax.Array, weights: Weights, num_hidden: float) -> jax.Array:
     """alpha(x), the load at which x solves the saddle point: -qhat / 2 over dE/dq."""
     z = gaussian_quadrature(SPACING)
     prior = _prior(x, weights)
-    return -prior.conjugate / (2 * energy_slope(prior.overlap, margin, hidden_units, z))
+    return -prior.conjugate / (2 * energy_slope(prior.overlap, margin, num_hidden, z))
 
 
-@functools.partial(jax.jit, static_argnames=("hidden_units",))
-def _binary_capacity(margin: jax.Array, *, hidden_units: float) -> Capacity:
+@functools.partial(jax.jit, static_argnames=("num_hidden",))
+def _binary_capacity(margin: jax.Array, *, num_hidden: float) -> Capacity:
     """The load of zero entropy."""
     z = gaussian_quadrature(SPACING)
 
     def solve(margin: jax.Array) -> Capacity:
         def negative_entropy(x: jax.Array) -> jax.Array:
             prior = _prior(x, "binary")
-            alpha = _load_of(x, margin, "binary", hidden_units)
-            return -prior.entropy - alpha * energy(prior.overlap, margin, hidden_units, z)
+            alpha = _load_of(x, margin, "binary", num_hidden)
+            return -prior.entropy - alpha * energy(prior.overlap, margin, num_hidden, z)
 
         solution = find_root(negative_entropy, *BRACKET["binary"], tolerance=TOLERANCE)
         return Capacity(
-            _load_of(solution.x, margin, "binary", hidden_units),
+            _load_of(solution.x, margin, "binary", num_hidden),
             _prior(solution.x, "binary").overlap.q,
             solution.residual, solution.iterations, solution.converged,
         )  # fmt: skip
@@ -315,14 +314,14 @@ def _binary_capacity(margin: jax.Array, *, hidden_units: float) -> Capacity:
     return jax.tree.map(lambda field: field.reshape(margin.shape), answers)
 
 
-@functools.partial(jax.jit, static_argnames=("hidden_units",))
-def _spherical_capacity(margin: jax.Array, *, hidden_units: int) -> Capacity:
+@functools.partial(jax.jit, static_argnames=("num_hidden",))
+def _spherical_capacity(margin: jax.Array, *, num_hidden: int) -> Capacity:
     """The load at which the overlap of two solutions is 1."""
-    if hidden_units == 1:
+    if num_hidden == 1:
         tail = jnp.exp(log_tail(-margin))
         cost = (1 + margin**2) * tail + margin * hazard(-margin) * tail
     else:
-        cost = jnp.broadcast_to(_least_change_of_majority(hidden_units), margin.shape)
+        cost = jnp.broadcast_to(_least_change_of_majority(num_hidden), margin.shape)
     zero = jnp.zeros_like(cost)
     iterations = jnp.zeros(cost.shape, jnp.int32)
     return Capacity(1 / cost, zero + 1, zero, iterations, jnp.ones(cost.shape, bool))

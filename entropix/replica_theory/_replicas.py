@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from entropix.replica_theory._gaussian import LOG_SQRT_2PI, hazard, log_tail
+from entropix._gaussian import LOG_SQRT_2PI, hazard, log_tail
 
 NEWTON_STEPS = 30
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix._checks import check_number
 from entropix.replica_theory._coupled_replicas import (
@@ -20,6 +22,7 @@ from entropix.replica_theory._inputs import (
     load,
     overlap_at,
 )
+from entropix.replica_theory._points import Points, one_by_one, padded, shaped
 from entropix.replica_theory._replica_symmetric import capacity
 from entropix.replica_theory._solvers import Solution, newton
 
@@ -62,10 +65,10 @@ class RobustEnsemble(NamedTuple):
 
 
 def robust_ensemble(
-    alpha: float | jax.Array,
-    distance: float | jax.Array,
+    alpha: Real[ArrayLike, "..."],
+    distance: Real[ArrayLike, "..."],
     *,
-    replicas: float | jax.Array | None = None,
+    replicas: Real[ArrayLike, "..."] | None = None,
 ) -> RobustEnsemble:
     r"""Local entropy of the binary perceptron around centers that y replicas have chosen.
 
@@ -133,21 +136,16 @@ def robust_ensemble(
         jnp.asarray(distance, float),
         jnp.asarray(FIRST_REPLICAS if free else replicas, float),
     )
-    # Flat, so that all shapes of one size share a program.
-    points = jax.tree.map(jnp.ravel, (alpha, distance, replicas))
-    answers = _robust_ensemble(*points, jnp.asarray(free))
-    answers = jax.tree.map(lambda x: x.reshape(alpha.shape), answers)
+    answers = _robust_ensemble(padded(alpha, distance, replicas), jnp.asarray(free))
+    answers = shaped(answers, alpha.shape)
     return answers._replace(beyond_capacity=alpha >= capacity(weights="binary").load)
 
 
 @jax.jit
-def _robust_ensemble(
-    alpha: jax.Array, distance: jax.Array, replicas: jax.Array, free: jax.Array
-) -> RobustEnsemble:
+def _robust_ensemble(points: Points, free: jax.Array) -> RobustEnsemble:
     """The compiled part of `robust_ensemble`: from y replicas, and with y of them unless free."""
 
-    def solve(point: tuple[jax.Array, jax.Array, jax.Array]) -> RobustEnsemble:
-        alpha, distance, replicas = point
+    def solve(alpha: jax.Array, distance: jax.Array, replicas: jax.Array) -> RobustEnsemble:
         solution = _saddle_point(alpha, distance, replicas, free)
         fields = _fields(solution.x)
         moments, _, entropy = _sides(fields, alpha, overlap_at(distance, "binary"))
@@ -157,8 +155,7 @@ def _robust_ensemble(
             solution.residual, solution.iterations, solution.converged,
         )  # fmt: skip
 
-    # One point after the other: together, all would take the steps of the slowest.
-    return jax.lax.map(solve, (alpha, distance, replicas))
+    return one_by_one(solve, points)
 
 
 def _fields(unknowns: jax.Array) -> Fields:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from entropix.replica_theory._gaussian import gaussian_quadrature, log_tail
+from entropix._gaussian import log_tail
+from entropix.replica_theory._quadrature import gaussian_quadrature
 
 # Logarithm of the probability 0; finite, so that derivatives are.
 NEVER = -1e30

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Real
 
 from entropix.replica_theory._binary_center import binary_center
 from entropix.replica_theory._committee_replicas import Output, best_shifts
 from entropix.replica_theory._energy import Overlap, output_overlap, output_slope
-from entropix.replica_theory._gaussian import gaussian_quadrature
 from entropix.replica_theory._inputs import (
     Weights,
     check_distance,
@@ -21,6 +22,8 @@ from entropix.replica_theory._inputs import (
     load,
     overlap_at,
 )
+from entropix.replica_theory._points import Points, one_by_one, padded, shaped
+from entropix.replica_theory._quadrature import gaussian_quadrature
 from entropix.replica_theory._replica_symmetric import capacity
 from entropix.replica_theory._replicas import Shift, best_shift
 from entropix.replica_theory._solvers import Solution, find_root
@@ -61,11 +64,11 @@ class WideMinima(NamedTuple):
 
 
 def wide_minima(
-    alpha: float | jax.Array,
-    distance: float | jax.Array,
+    alpha: Real[ArrayLike, "..."],
+    distance: Real[ArrayLike, "..."],
     *,
     weights: Weights,
-    hidden_units: float = 1,
+    num_hidden: float = 1,
     output: Output = "majority",
 ) -> WideMinima:
     r"""Largest local entropy: of the solutions around the best center, at a distance from it.
@@ -95,7 +98,7 @@ def wide_minima(
       distance: binary: Hamming distance d; spherical: squared sine D. Inside (0, 1); a number or an
         array, broadcast with ``alpha``.
       weights: ``"binary"`` (perceptron only) or ``"spherical"``.
-      hidden_units: K of the tree committee: 1 (the perceptron, default), an integer, odd for
+      num_hidden: K of the tree committee: 1 (the perceptron, default), an integer, odd for
         ``"majority"``, or ``math.inf``. Between 1 and infinity the K-dimensional integral is over
         512 quasi-Monte-Carlo points, with errors of some 0.003 up to K = 9, and more above.
       output: ``"majority"`` (default) or ``"parity"``, how the hidden signs make the output.
@@ -116,7 +119,7 @@ def wide_minima(
       >>> with jax.enable_x64(True):
       ...     for output in ("majority", "parity"):
       ...         curve = wide_minima(
-      ...             1.0, distance, weights="spherical", hidden_units=math.inf, output=output
+      ...             1.0, distance, weights="spherical", num_hidden=math.inf, output=output
       ...         )
       ...         print(curve.entropy.round(4))
       [-0.     -0.0529 -0.17  ]
@@ -130,29 +133,26 @@ def wide_minima(
     """
     check_precision()
     check_weights(weights)
-    check_machine(hidden_units, output, weights)
+    check_machine(num_hidden, output, weights)
     check_distance(distance)
     alpha = load(alpha, above=0)
     alpha, distance = jnp.broadcast_arrays(alpha, jnp.asarray(distance, float))
-    return _wide_minima(alpha, distance, weights=weights, hidden_units=hidden_units, output=output)
+    answers = _wide_minima(
+        padded(alpha, distance), weights=weights, num_hidden=num_hidden, output=output
+    )
+    return shaped(answers, alpha.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("weights", "hidden_units", "output"))
+@functools.partial(jax.jit, static_argnames=("weights", "num_hidden", "output"))
 def _wide_minima(
-    alpha: jax.Array,
-    distance: jax.Array,
-    *,
-    weights: Weights,
-    hidden_units: float,
-    output: Output,
+    points: Points, *, weights: Weights, num_hidden: float, output: Output
 ) -> WideMinima:
     """The compiled part of `wide_minima`."""
-    if hidden_units == math.inf and output == "parity":
-        return _flat(alpha, distance)
-    limit = capacity(weights=weights).load if hidden_units == 1 else jnp.inf
+    if num_hidden == math.inf and output == "parity":
+        return _flat(*points.arguments)
+    limit = capacity(weights=weights).load if num_hidden == 1 else jnp.inf
 
-    def solve(point: tuple[jax.Array, jax.Array]) -> WideMinima:
-        alpha, distance = point
+    def solve(alpha: jax.Array, distance: jax.Array) -> WideMinima:
         never = jnp.zeros([], bool)
         if weights == "binary":
             center = binary_center(alpha, overlap_at(distance, weights))
@@ -160,15 +160,13 @@ def _wide_minima(
                 center.entropy, center.mutual_overlap, center.log_response, never, alpha >= limit,
                 center.residual, center.iterations, center.converged,
             )  # fmt: skip
-        entropy, solution, beyond = _spherical_center(alpha, distance, hidden_units, output)
+        entropy, solution, beyond = _spherical_center(alpha, distance, num_hidden, output)
         return WideMinima(
             jnp.where(beyond, jnp.nan, entropy), 1 - distance, solution.x, beyond, alpha >= limit,
             solution.residual, solution.iterations, solution.converged,
         )  # fmt: skip
 
-    # One point after the other: together, all would take the steps of the slowest.
-    answers = jax.lax.map(solve, (alpha.ravel(), distance.ravel()))
-    return jax.tree.map(lambda x: x.reshape(alpha.shape), answers)
+    return one_by_one(solve, points)
 
 
 def _flat(alpha: jax.Array, distance: jax.Array) -> WideMinima:
@@ -182,17 +180,17 @@ def _flat(alpha: jax.Array, distance: jax.Array) -> WideMinima:
 
 
 def _spherical_center(
-    alpha: jax.Array, distance: jax.Array, hidden_units: float, output: Output
+    alpha: jax.Array, distance: jax.Array, num_hidden: float, output: Output
 ) -> tuple[jax.Array, Solution, jax.Array]:
     """The minimum over x = log dq: the entropy, the root, and whether dq = 0 is already beyond."""
     q1 = Overlap(1 - distance, distance)
-    slope = output_slope(q1, hidden_units)
-    if hidden_units in (1, math.inf):
+    slope = output_slope(q1, num_hidden)
+    if num_hidden in (1, math.inf):
         bracket, tolerance = (-30.0, 1e5), 1e-10
-        shifts, weights = _one_field(q1, slope, hidden_units)
+        shifts, weights = _one_field(q1, slope, num_hidden)
     else:
         bracket, tolerance = (-10.0, 40.0), 1e-4
-        shifts, weights = _many_fields(q1, int(hidden_units), output)
+        shifts, weights = _many_fields(q1, int(num_hidden), output)
 
     def slope_in_response(x: jax.Array) -> jax.Array:
         growth = (1 + distance * jnp.exp(-x)) ** 2 / (slope * q1.q)
@@ -205,19 +203,19 @@ def _spherical_center(
 
 
 def _one_field(
-    q1: Overlap, slope: jax.Array, hidden_units: float
+    q1: Overlap, slope: jax.Array, num_hidden: float
 ) -> tuple[Callable[[jax.Array], Shift], jax.Array]:
     """Best shifts of the output's field as a function of log dq, and their weights."""
     z = gaussian_quadrature(SPACING)
-    Q = output_overlap(q1, hidden_units)
+    Q = output_overlap(q1, num_hidden)
     field = jnp.sqrt(Q.q) * z.nodes
     return lambda x: best_shift(field, x + jnp.log(slope), Q.complement), z.weights
 
 
 def _many_fields(
-    q1: Overlap, hidden_units: int, output: Output
+    q1: Overlap, num_hidden: int, output: Output
 ) -> tuple[Callable[[jax.Array], Shift], jax.Array]:
     """Best shifts of the fields of K hidden units as a function of log dq, and their weights."""
-    nodes, weights = symmetric_nodes(hidden_units, SEQUENCE)
+    nodes, weights = symmetric_nodes(num_hidden, SEQUENCE)
     best = jax.vmap(best_shifts, in_axes=(0, None, None, None))
     return lambda x: best(jnp.sqrt(q1.q) * nodes, x, q1.complement, output), weights

@@ -61,11 +61,13 @@ def test_is_exact_where_the_factor_graph_is_a_tree(model, x64):
     ("model", "count", "mean_error", "largest", "rms"),
     [
         (PERCEPTRON, 4, 0.005, 0.010, 0.04),
-        (PERCEPTRON, 8, 0.016, 0.032, 0.10),
-        (TREE, 4, 0.006, 0.015, 0.05),
+        pytest.param(PERCEPTRON, 8, 0.016, 0.032, 0.10, marks=pytest.mark.slow),
+        pytest.param(TREE, 4, 0.006, 0.015, 0.05, marks=pytest.mark.slow),
         (TREE, 8, 0.018, 0.027, 0.10),
-        (Committee(7, 3, "full"), 4, 0.016, 0.034, 0.08),
-        (Committee(15, 3, output="parity"), 4, 0.005, 0.010, 0.08),
+        pytest.param(Committee(7, 3, "full"), 4, 0.016, 0.034, 0.08, marks=pytest.mark.slow),
+        pytest.param(
+            Committee(15, 3, output="parity"), 4, 0.005, 0.010, 0.08, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -119,7 +121,12 @@ def reference_sweeps(model, patterns, labels, field, steps, damping):
 
 @pytest.mark.parametrize(
     "model",
-    [PERCEPTRON, TREE, Committee(7, 3, "full"), Committee(21, 3, output="parity")],
+    [
+        PERCEPTRON,
+        TREE,
+        pytest.param(Committee(7, 3, "full"), marks=pytest.mark.slow),
+        Committee(21, 3, output="parity"),
+    ],
     ids=str,
 )
 def test_sweeps_are_those_of_plain_numpy(model, x64):
@@ -137,7 +144,11 @@ def test_sweeps_are_those_of_plain_numpy(model, x64):
 
 @pytest.mark.parametrize(
     ("alpha", "entropy", "tolerance"),
-    [(0.2, 0.55012, 0.01), (0.4, 0.39646, 0.02), (0.6, 0.22778, 0.03)],
+    [
+        (0.2, 0.55012, 0.01),
+        pytest.param(0.4, 0.39646, 0.02, marks=pytest.mark.slow),
+        pytest.param(0.6, 0.22778, 0.03, marks=pytest.mark.slow),
+    ],
 )
 def test_entropy_of_many_inputs_is_that_of_replica_theory(alpha, entropy, tolerance):
     """The replica-symmetric entropy, from which one sample deviates by 0.002, 0.007 and 0.011."""
@@ -148,6 +159,7 @@ def test_entropy_of_many_inputs_is_that_of_replica_theory(alpha, entropy, tolera
     assert float(found.entropy) / 1001 == pytest.approx(entropy, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_relaxed_node_agrees_with_the_gaussian_one_for_many_inputs():
     model = Committee(501, 3)
     examples = random_patterns(model, 0.3, 0)
@@ -250,10 +262,10 @@ def test_nodes_of_binary_weights_are_refused_for_spherical_ones():
 @pytest.mark.parametrize(
     ("model", "node"),
     [
-        (Committee(1001), "gaussian"),
+        pytest.param(Committee(1001), "gaussian", marks=pytest.mark.slow),
         (Committee(1001), "relaxed"),
         (Committee(1011, 3), "gaussian"),
-        (Committee(1001, 1, weights="spherical"), "gaussian"),
+        pytest.param(Committee(1001, 1, weights="spherical"), "gaussian", marks=pytest.mark.slow),
     ],
     ids=str,
 )

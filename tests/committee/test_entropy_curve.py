@@ -44,7 +44,7 @@ def test_counts_the_solutions_at_each_distance(model, count):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *examples)
     curve = jax.vmap(
         lambda patterns, labels, reference: local_entropy_curve(
-            model, patterns, labels, reference, jnp.asarray(STRENGTHS, jnp.float32), node="exact"
+            model, reference, patterns, labels, jnp.asarray(STRENGTHS, jnp.float32), node="exact"
         )
     )(*stacked, jnp.stack(references))
     exact = [
@@ -76,7 +76,7 @@ def test_measures_the_volume_around_a_wide_solution(model, strengths, tolerance,
     examples, teacher = teacher_student(model, 0.5, 1)
     reference = belief_propagation(model, *examples, field=teacher / 2).mean
     reference = reference * (45**0.5 / jnp.linalg.norm(reference))
-    curve = local_entropy_curve(model, *examples, reference, jnp.array(strengths))
+    curve = local_entropy_curve(model, reference, *examples, jnp.array(strengths))
     assert np.all(curve.converged)
 
     @jax.jit
@@ -101,7 +101,7 @@ def test_the_references_norm_does_not_matter_for_spherical_weights():
     examples, teacher = teacher_student(model, 0.3, 1)
     strengths = jnp.array([30.0, 10.0])
     one, same = (
-        local_entropy_curve(model, *examples, scale * teacher, strengths) for scale in (1, 0.01)
+        local_entropy_curve(model, scale * teacher, *examples, strengths) for scale in (1, 0.01)
     )
     np.testing.assert_allclose(one.relative_entropy, same.relative_entropy, atol=1e-4)
 
@@ -109,8 +109,8 @@ def test_the_references_norm_does_not_matter_for_spherical_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(reference=jnp.ones((3, 5))), r"reference must have shape \(1, 15\), got \(3, 5\)"),
-        (dict(reference=jnp.full((1, 15), 0.5)), r"reference must be \+1 or -1.*got 0.5"),
+        (dict(weights=jnp.ones((3, 5))), r"weights must have shape \(1, 15\), got \(3, 5\)"),
+        (dict(weights=jnp.full((1, 15), 0.5)), r"weights must each be \+1 or -1.*got 0.5"),
         (dict(strengths=jnp.array([-1.0])), "strengths must be finite and >= 0"),
         (dict(strengths=jnp.array(1.0)), r"strengths must have shape \(G,\), got \(\)"),
         (dict(labels=jnp.array([2.0])), r"labels must each be \+1 or -1, got 2.0"),
@@ -121,7 +121,7 @@ def test_impossible_input_is_refused_by_name(change, message):
         dict(
             patterns=jnp.ones((1, 15)),
             labels=jnp.ones(1),
-            reference=jnp.ones((1, 15)),
+            weights=jnp.ones((1, 15)),
             strengths=jnp.ones(1),
         )
         | change

@@ -13,7 +13,7 @@ def test_errors_of_a_teacher_follow_the_arccosine_law():
     """White noise of rate r leaves an overlap 1 - 2 r of the fields: arccos(1 - 2 r) / pi."""
     examples, teacher = teacher_student(MODEL, 5.0, 0)
     rates = jnp.array([0.0, 0.05, 0.2, 0.5])
-    found = noise_robustness(MODEL, teacher, *examples, 1, rates)
+    found = noise_robustness(MODEL, teacher, *examples, rates, 1)
     expected = np.arccos(1 - 2 * np.asarray(rates)) / np.pi
     np.testing.assert_allclose(found.mean, expected, atol=0.015)
     assert float(found.mean[0]) == 0
@@ -32,10 +32,10 @@ def test_inputs_that_hardly_vary_are_hardly_flipped():
     clean = int(model.errors(weights, patterns, labels))
     assert clean <= 1
     blind = jnp.zeros((1, 21)).at[0, :11].set(1.0)
-    found = noise_robustness(model, blind, patterns, labels, 0, jnp.array([0.1, 0.5]))
+    found = noise_robustness(model, blind, patterns, labels, jnp.array([0.1, 0.5]), 0)
     np.testing.assert_array_equal(found.mean, 0)
     seeing = jnp.zeros((1, 21)).at[0, 11].set(1.0)
-    found = noise_robustness(model, seeing, patterns, patterns[:, 11], 0, jnp.array([0.1]))
+    found = noise_robustness(model, seeing, patterns, patterns[:, 11], jnp.array([0.1]), 0)
     # Ten of the inputs vary: each is flipped at 21 / 10 times the mean rate.
     assert float(found.mean[0]) == pytest.approx(0.21, abs=0.02)
 
@@ -43,7 +43,7 @@ def test_inputs_that_hardly_vary_are_hardly_flipped():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(rates=jnp.array([0.6])), r"rates must have shape \(R,\) and be at most 0.5"),
+        (dict(rates=jnp.array([0.6])), "rates must be .*0.6"),
         (dict(rates=jnp.array([-0.1])), "rates must be finite and >= 0"),
         (dict(num_samples=1), "num_samples must be an integer >= 2, got 1"),
         (dict(patterns=jnp.ones((2, 201))), "patterns must differ in some input"),

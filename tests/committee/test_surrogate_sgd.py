@@ -67,7 +67,7 @@ def test_one_pass_of_sgd_is_that_of_plain_jax(x64):
     ("tx", "arguments"),
     [
         (optax.sgd(20.0), {}),
-        (optax.adam(0.05), {}),
+        pytest.param(optax.adam(0.05), {}, marks=pytest.mark.slow),
         (
             entropix.entropy_sgd(inner_learning_rate=5.0, inner_steps=5, inner_momentum=0.0),
             dict(eval_params=entropix.eval_params),
@@ -97,12 +97,13 @@ def test_growth_sharpens_the_units():
     assert np.all(frozen == frozen[0])
 
 
+@pytest.mark.slow
 def test_its_solutions_are_wider_than_those_of_least_action_learning():
     plain = entropix.committee.least_action_learning(MODEL, *EXAMPLES, 1)
     smooth = surrogate_sgd(MODEL, *EXAMPLES, optax.sgd(20.0), 1, growth=1.01, max_epochs=1000)
     assert bool(plain.solved)
     narrow, wide = (
-        local_entropy_curve(MODEL, *EXAMPLES, found.weights, jnp.array([60.0, 20.0]))
+        local_entropy_curve(MODEL, found.weights, *EXAMPLES, jnp.array([60.0, 20.0]))
         for found in (plain, smooth)
     )
     assert np.all(wide.relative_entropy > narrow.relative_entropy + 0.01)

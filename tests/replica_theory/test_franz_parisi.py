@@ -73,7 +73,7 @@ def test_large_committee_table(x64):
             [-0.52778, -0.40162, -0.33283, -0.27738, -0.21889, -0.18328],
         ),
     ]
-    assert_table(table, 6e-6, weights="spherical", hidden_units=math.inf)
+    assert_table(table, 6e-6, weights="spherical", num_hidden=math.inf)
 
 
 def test_spherical_potential_is_stationary_and_right_in_another_quadrature(x64):
@@ -113,13 +113,16 @@ def test_at_the_typical_overlap_it_is_the_typical_entropy(x64):
             assert float(overlap) == pytest.approx(float(typical.overlap), abs=5e-3)
 
 
-@pytest.mark.parametrize(("weights", "hidden_units"), [("binary", 1), ("spherical", math.inf)])
-def test_curves_stay_below_the_annealed_bound(weights, hidden_units, x64):
+@pytest.mark.parametrize(
+    ("weights", "num_hidden"),
+    [("binary", 1), pytest.param("spherical", math.inf, marks=pytest.mark.slow)],
+)
+def test_curves_stay_below_the_annealed_bound(weights, num_hidden, x64):
     distance = np.array([0.4, 0.3, 0.2, 0.1, 0.05])
-    curve = franz_parisi(0.5, distance, weights=weights, hidden_units=hidden_units)
+    curve = franz_parisi(0.5, distance, weights=weights, num_hidden=num_hidden)
     p = 1 - 2 * distance if weights == "binary" else np.sqrt(1 - distance)
     all_weights = binary_entropy(distance) if weights == "binary" else 0.0
-    Q = p if hidden_units == 1 else 2 / np.pi * np.arcsin(p)
+    Q = p if num_hidden == 1 else 2 / np.pi * np.arcsin(p)
     bound = all_weights + 0.5 * np.log(1 - np.arccos(Q) / np.pi)
     gap = bound - np.asarray(curve.entropy)
     assert np.all(gap > 0)
@@ -149,6 +152,7 @@ def test_loads_beyond_the_capacity_are_reported(x64):
     assert not bool(spherical.converged)
 
 
+@pytest.mark.slow
 def test_families_of_curves_equal_their_points(x64):
     alpha, distance = jnp.array([[0.3], [0.5]]), jnp.array([[0.1]])
     curves = franz_parisi(alpha, distance, weights="binary")
@@ -157,6 +161,7 @@ def test_families_of_curves_equal_their_points(x64):
     np.testing.assert_allclose(point.entropy, curves.entropy[1, 0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_curves_have_gradients(x64):
     entropy = lambda d: franz_parisi(0.5, d, weights="binary").entropy
     rise = (entropy(0.1001) - entropy(0.0999)) / 2e-4
@@ -169,7 +174,7 @@ def test_curves_have_gradients(x64):
         (dict(distance=0.0), ValueError, "distance must be finite and > 0 and < 1, got 0.0"),
         (dict(distance=1.0), ValueError, "distance must be finite and > 0 and < 1, got 1.0"),
         (dict(alpha=-1.0), ValueError, "alpha must be finite and >= 0, got -1.0"),
-        (dict(hidden_units=3), ValueError, "hidden_units must be 1 or math.inf, got 3"),
+        (dict(num_hidden=3), ValueError, "num_hidden must be 1 or math.inf, got 3"),
         (dict(weights="real"), ValueError, "weights must be"),
     ],
 )

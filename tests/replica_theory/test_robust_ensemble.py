@@ -117,6 +117,7 @@ def test_known_entropies_and_numbers_of_replicas(best):
     np.testing.assert_allclose(best.residual, 0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_many_replicas_are_infinitely_many(fixed, x64):
     limit = wide_minima(0.75, 0.1, weights="binary")
     np.testing.assert_allclose(fixed.entropy[3], limit.entropy, atol=1e-7)
@@ -142,6 +143,7 @@ def test_slope_of_the_curve_is_the_attraction(x64):
     assert float(rise) == pytest.approx(2 * float(jnp.mean(curve.attraction)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_curve_breaks_up_above_0_767(x64):
     curves = robust_ensemble(jnp.array([[0.766], [0.768]]), jnp.array([0.042, 0.05]))
     assert curves.converged.tolist() == [[True, True], [False, True]]

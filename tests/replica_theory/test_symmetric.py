@@ -33,9 +33,9 @@ def ratio(x):
     return math.sqrt(2 / math.pi) / erfcx(x / math.sqrt(2))
 
 
-def reference(alpha, weights, margin=0.0, hidden_units=1):
+def reference(alpha, weights, margin=0.0, num_hidden=1):
     """Overlap and entropy by damped iteration of the saddle point on q itself, in SciPy."""
-    infinite = hidden_units == math.inf
+    infinite = num_hidden == math.inf
     Q = (lambda q: 2 / math.pi * math.asin(q)) if infinite else (lambda q: q)
     slope = (lambda q: 2 / math.pi / math.sqrt(1 - q**2)) if infinite else (lambda q: 1.0)
 
@@ -80,27 +80,29 @@ def test_spherical_perceptron_table(x64):
 
 def test_large_committee_table(x64):
     theory = replica_symmetric(
-        jnp.array([0.5, 1.0, 2.0, 3.0]), weights="spherical", hidden_units=math.inf
+        jnp.array([0.5, 1.0, 2.0, 3.0]), weights="spherical", num_hidden=math.inf
     )
     np.testing.assert_allclose(theory.overlap, [0.175617, 0.310806, 0.504014, 0.631615], atol=1e-6)
     np.testing.assert_allclose(
         theory.entropy, [-0.356659, -0.733093, -1.544807, -2.435889], atol=1e-6
     )
-    binary = replica_symmetric(0.5, weights="binary", hidden_units=math.inf)
+    binary = replica_symmetric(0.5, weights="binary", num_hidden=math.inf)
     np.testing.assert_allclose([binary.overlap, binary.entropy], [0.178192, 0.336398], atol=6e-7)
 
 
+@pytest.mark.slow
 def test_committee_of_three_table(x64):
-    theory = replica_symmetric(jnp.array([0.5, 1.0, 2.0]), weights="spherical", hidden_units=3)
+    theory = replica_symmetric(jnp.array([0.5, 1.0, 2.0]), weights="spherical", num_hidden=3)
     np.testing.assert_allclose(theory.overlap, [0.212711, 0.388541, 0.667297], atol=1.1e-6)
     np.testing.assert_allclose(theory.entropy, [-0.361358, -0.755959, -1.690160], atol=1.1e-6)
-    binary = replica_symmetric(0.5, weights="binary", hidden_units=3)
+    binary = replica_symmetric(0.5, weights="binary", num_hidden=3)
     np.testing.assert_allclose([binary.overlap, binary.entropy], [0.217383, 0.331583], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_committee_of_nine_against_scrambled_sobol_points(x64):
     """The tabulated entropies of this case were sampled, and hold to 1e-3."""
-    theory = replica_symmetric(jnp.array([0.5, 1.0]), weights="spherical", hidden_units=9)
+    theory = replica_symmetric(jnp.array([0.5, 1.0]), weights="spherical", num_hidden=9)
     np.testing.assert_allclose(theory.entropy, [-0.3578, -0.7384], atol=1e-3)
     z = norm.ppf(qmc.Sobol(9, seed=0).random(2**15))
 
@@ -120,7 +122,7 @@ def test_committee_of_nine_against_scrambled_sobol_points(x64):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "weights", "margin", "hidden_units"),
+    ("alpha", "weights", "margin", "num_hidden"),
     [
         (0.55, "binary", 0.0, 1),
         (0.3, "binary", 0.4, 1),
@@ -131,9 +133,9 @@ def test_committee_of_nine_against_scrambled_sobol_points(x64):
         (4.0, "spherical", 0.0, math.inf),
     ],
 )
-def test_equals_a_solution_by_adaptive_quadrature(alpha, weights, margin, hidden_units, x64):
-    theory = replica_symmetric(alpha, weights=weights, margin=margin, hidden_units=hidden_units)
-    overlap, entropy = reference(alpha, weights, margin, hidden_units)
+def test_equals_a_solution_by_adaptive_quadrature(alpha, weights, margin, num_hidden, x64):
+    theory = replica_symmetric(alpha, weights=weights, margin=margin, num_hidden=num_hidden)
+    overlap, entropy = reference(alpha, weights, margin, num_hidden)
     assert float(theory.overlap) == pytest.approx(overlap, abs=1e-9)
     assert float(theory.entropy) == pytest.approx(entropy, abs=1e-9)
     assert bool(theory.converged)
@@ -141,23 +143,23 @@ def test_equals_a_solution_by_adaptive_quadrature(alpha, weights, margin, hidden
 
 
 @pytest.mark.parametrize("weights", ["binary", "spherical"])
-@pytest.mark.parametrize("hidden_units", [1, math.inf])
-def test_small_load_expansion(weights, hidden_units, x64):
+@pytest.mark.parametrize("num_hidden", [1, math.inf])
+def test_small_load_expansion(weights, num_hidden, x64):
     """q = (2 / pi) alpha Q'(0) and s = s_0 - alpha log 2 - alpha^2 Q'(0)^2 / pi^2 + O(alpha^3)."""
     alpha = 1e-3
-    theory = replica_symmetric(alpha, weights=weights, hidden_units=hidden_units)
-    slope = 1 if hidden_units == 1 else 2 / math.pi
+    theory = replica_symmetric(alpha, weights=weights, num_hidden=num_hidden)
+    slope = 1 if num_hidden == 1 else 2 / math.pi
     start = math.log(2) if weights == "binary" else 0.0
     assert float(theory.overlap) == pytest.approx(2 / math.pi * alpha * slope, rel=5e-3)
     second = alpha**2 * slope**2 / math.pi**2
     assert float(theory.entropy) - start + alpha * math.log(2) == pytest.approx(-second, rel=1e-2)
 
 
-@pytest.mark.parametrize("hidden_units", [1, math.inf])
+@pytest.mark.parametrize("num_hidden", [1, math.inf])
 @pytest.mark.parametrize("weights", ["binary", "spherical"])
-def test_entropy_obeys_its_bounds_and_monotonicities(weights, hidden_units, x64):
+def test_entropy_obeys_its_bounds_and_monotonicities(weights, num_hidden, x64):
     alpha = np.linspace(0, 0.8, 17)
-    theory = replica_symmetric(alpha, weights=weights, hidden_units=hidden_units)
+    theory = replica_symmetric(alpha, weights=weights, num_hidden=num_hidden)
     start = math.log(2) if weights == "binary" else 0.0
     annealed = start - alpha * math.log(2)
     assert np.all(np.asarray(theory.entropy)[1:] < annealed[1:])
@@ -169,7 +171,7 @@ def test_entropy_obeys_its_bounds_and_monotonicities(weights, hidden_units, x64)
     assert float(theory.overlap[0]) == pytest.approx(0, abs=1e-11)
 
 
-@pytest.mark.parametrize("weights", ["binary", "spherical"])
+@pytest.mark.parametrize("weights", [pytest.param("binary", marks=pytest.mark.slow), "spherical"])
 def test_slope_in_the_load_is_the_cost_of_a_pattern(weights, x64):
     entropy = lambda alpha: replica_symmetric(alpha, weights=weights).entropy
     theory = replica_symmetric(0.5, weights=weights)
@@ -195,11 +197,12 @@ def test_capacities_of_the_perceptron(x64):
     assert np.all(spherical.converged)
 
 
+@pytest.mark.slow
 def test_capacities_of_committees(x64):
-    np.testing.assert_allclose(capacity(weights="binary", hidden_units=3).load, 0.92062, atol=6e-6)
-    large = capacity(weights="binary", hidden_units=math.inf)
+    np.testing.assert_allclose(capacity(weights="binary", num_hidden=3).load, 0.92062, atol=6e-6)
+    large = capacity(weights="binary", num_hidden=math.inf)
     np.testing.assert_allclose(large.load, 0.94695, atol=6e-6)
-    loads = [float(capacity(weights="spherical", hidden_units=k).load) for k in (3, 5, 7, 9)]
+    loads = [float(capacity(weights="spherical", num_hidden=k).load) for k in (3, 5, 7, 9)]
     np.testing.assert_allclose(loads, [4.03, 5.78, 7.30, 8.70], atol=0.02)
     assert round(loads[0], 2) == pytest.approx(4.02, abs=0.011)
 
@@ -211,7 +214,7 @@ def test_capacity_of_a_committee_is_the_least_change_of_sampled_majorities(units
     flips = np.maximum((fields < 0).sum(1) - (units - 1) // 2, 0)
     cost = np.where(np.arange(units) < flips[:, None], negative, 0) ** 2
     sampled = cost.sum(1)
-    expected = 1 / float(capacity(weights="spherical", hidden_units=units).load)
+    expected = 1 / float(capacity(weights="spherical", num_hidden=units).load)
     error = sampled.std() / math.sqrt(len(sampled))
     assert abs(sampled.mean() - expected) < 4 * error
 
@@ -236,10 +239,11 @@ def test_loads_beyond_the_capacity_are_reported(x64):
 def test_replica_symmetry_of_the_large_committee_breaks(x64):
     limit = de_almeida_thouless_load()
     assert float(limit.load) == pytest.approx(2.98782, abs=6e-6)
-    saddle = replica_symmetric(limit.load, weights="spherical", hidden_units=math.inf)
+    saddle = replica_symmetric(limit.load, weights="spherical", num_hidden=math.inf)
     assert float(saddle.overlap) == pytest.approx(float(limit.overlap), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_curves_equal_their_points_and_jit_equals_eager(x64):
     loads = jnp.array([[0.2, 0.5], [0.7, 0.9]])
     solve = lambda alpha: replica_symmetric(alpha, weights="binary")
@@ -270,9 +274,9 @@ def test_same_shapes_compile_once(x64):
         (dict(alpha="0.1"), TypeError, "alpha must be a number"),
         (dict(alpha=math.inf), ValueError, "alpha must be finite"),
         (dict(weights="ternary"), ValueError, "weights must be 'binary' or 'spherical'"),
-        (dict(hidden_units=4), ValueError, "hidden_units must be an odd integer or math.inf"),
-        (dict(hidden_units=2.5), TypeError, "hidden_units must be an integer >= 1, got 2.5"),
-        (dict(hidden_units=3, margin=0.1), ValueError, "margin must be 0 for a committee"),
+        (dict(num_hidden=4), ValueError, "num_hidden must be an odd integer or math.inf"),
+        (dict(num_hidden=2.5), TypeError, "num_hidden must be an integer >= 1, got 2.5"),
+        (dict(num_hidden=3, margin=0.1), ValueError, "margin must be 0 for a committee"),
         (dict(margin=math.nan), ValueError, "margin must be finite"),
     ],
 )
@@ -282,8 +286,8 @@ def test_bad_input(arguments, error, message, x64):
 
 
 def test_spherical_capacity_of_the_infinite_committee_is_refused(x64):
-    with pytest.raises(ValueError, match="hidden_units must be finite for spherical weights"):
-        capacity(weights="spherical", hidden_units=math.inf)
+    with pytest.raises(ValueError, match="num_hidden must be finite for spherical weights"):
+        capacity(weights="spherical", num_hidden=math.inf)
 
 
 def test_single_precision_is_refused():

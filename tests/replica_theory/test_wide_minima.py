@@ -38,7 +38,7 @@ def test_shift_is_the_maximum(log_delta, x64):
     assert np.all(np.asarray(best.shift) > 0)
 
 
-@pytest.mark.parametrize("output", ["majority", "parity"])
+@pytest.mark.parametrize("output", ["majority", pytest.param("parity", marks=pytest.mark.slow)])
 def test_shifts_of_three_units_are_the_maximum_on_a_grid(output, x64):
     variance, log_delta = 0.2, 0.5
     axis = np.linspace(-3, 3, 61)
@@ -71,7 +71,7 @@ def test_shifts_of_three_units_are_the_maximum_on_a_grid(output, x64):
     ],
 )
 def test_large_committee_table(alpha, distance, entropy, x64):
-    curve = spherical(alpha, distance, hidden_units=math.inf)
+    curve = spherical(alpha, distance, num_hidden=math.inf)
     np.testing.assert_allclose(curve.entropy, entropy, atol=6e-6)
     assert np.all(curve.converged)
     assert not np.any(curve.beyond_typical)
@@ -98,6 +98,7 @@ def test_spherical_perceptron_is_the_minimum_of_a_direct_maximization(distance, 
     assert float(spherical(1.0, distance).entropy) == pytest.approx(found.fun, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_full_density_close_by_exactly_below_the_capacity(x64):
     """At D to 0 all weights around the best center of a perceptron are solutions iff alpha < 2."""
     close = spherical(jnp.array([0.5, 1.0, 1.5]), 1e-3)
@@ -107,26 +108,34 @@ def test_full_density_close_by_exactly_below_the_capacity(x64):
     assert beyond.beyond_capacity.tolist() == [False, True]
 
 
-@pytest.mark.parametrize(("hidden_units", "alpha"), [(1, 1.0), (math.inf, 1.0), (1, 0.3)])
-def test_joins_the_typical_entropy_where_replicas_need_no_attraction(hidden_units, alpha, x64):
-    typical = replica_symmetric(alpha, weights="spherical", hidden_units=hidden_units)
+@pytest.mark.parametrize(("num_hidden", "alpha"), [(1, 1.0), (math.inf, 1.0), (1, 0.3)])
+def test_joins_the_typical_entropy_where_replicas_need_no_attraction(num_hidden, alpha, x64):
+    typical = replica_symmetric(alpha, weights="spherical", num_hidden=num_hidden)
     edge = 1 - float(typical.overlap)
-    curve = spherical(alpha, [edge - 1e-4, edge + 1e-4], hidden_units=hidden_units)
+    curve = spherical(alpha, [edge - 1e-4, edge + 1e-4], num_hidden=num_hidden)
     expected = float(typical.entropy) - 0.5 * math.log(edge)
     assert float(curve.entropy[0]) == pytest.approx(expected, abs=3e-4)
     assert curve.beyond_typical.tolist() == [False, True]
     assert math.isnan(float(curve.entropy[1]))
 
 
+@pytest.mark.slow
 def test_widest_minima_are_wider_than_typical_solutions(x64):
     distance = jnp.array([0.02, 0.05, 0.1, 0.2])
-    for machine in (dict(hidden_units=1), dict(hidden_units=math.inf)):
+    for machine in (dict(num_hidden=1), dict(num_hidden=math.inf)):
         wide = spherical(1.0, distance, **machine).entropy
         typical = franz_parisi(1.0, distance, weights="spherical", **machine).entropy
         assert np.all(np.asarray(wide) > np.asarray(typical) + 0.05)
         assert np.all(np.diff(wide) < 0)
 
 
+def test_binary_point_of_the_table(x64):
+    found = wide_minima(0.75, 0.05, weights="binary")
+    assert float(found.entropy) == pytest.approx(0.04798, abs=1.2e-5)
+    assert bool(found.converged)
+
+
+@pytest.mark.slow
 def test_binary_table(x64):
     alpha = jnp.array([0.4] * 4 + [0.6] * 2 + [0.75] * 3)
     distance = jnp.array([0.15, 0.1, 0.05, 0.025, 0.1, 0.05, 0.1, 0.05, 0.025])
@@ -138,6 +147,7 @@ def test_binary_table(x64):
     assert np.all(np.asarray(curve.entropy) > np.asarray(typical.entropy))
 
 
+@pytest.mark.slow
 def test_binary_entropy_stops_growing_with_the_distance_above_0_7554(x64):
     """The load where the dense region of solutions breaks up, for infinitely many replicas."""
     distance = jnp.array([0.021, 0.020])
@@ -147,34 +157,37 @@ def test_binary_entropy_stops_growing_with_the_distance_above_0_7554(x64):
     assert np.all(curves.converged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hidden_units", "distance", "entropy"),
+    ("num_hidden", "distance", "entropy"),
     [
         (3, [0.05, 0.1, 0.2, 0.4], [0.0, -0.010, -0.093, -0.337]),
         (9, [0.1, 0.4], [-0.077, -0.586]),
     ],
 )
-def test_parity_machines_at_finite_size(hidden_units, distance, entropy, x64):
+def test_parity_machines_at_finite_size(num_hidden, distance, entropy, x64):
     """The tabulated values were sampled, to 0.01."""
-    curve = spherical(1.0, distance, hidden_units=hidden_units, output="parity")
+    curve = spherical(1.0, distance, num_hidden=num_hidden, output="parity")
     np.testing.assert_allclose(curve.entropy, entropy, atol=0.01)
     assert np.all(curve.converged)
 
 
 def test_parity_machine_is_flat_in_the_limit_only(x64):
     distance = jnp.array([0.05, 0.2, 0.4])
-    flat = spherical(1.3, distance, hidden_units=math.inf, output="parity")
+    flat = spherical(1.3, distance, num_hidden=math.inf, output="parity")
     np.testing.assert_allclose(flat.entropy, -1.3 * math.log(2), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_majorities_of_finite_size(x64):
     """The tabulated values were sampled, to 0.01; one unit is the perceptron."""
-    three = spherical(1.0, [0.2], hidden_units=3)
+    three = spherical(1.0, [0.2], num_hidden=3)
     np.testing.assert_allclose(three.entropy, [-0.121], atol=0.01)
-    parity = spherical(1.0, 0.2, hidden_units=1, output="parity")
+    parity = spherical(1.0, 0.2, num_hidden=1, output="parity")
     np.testing.assert_allclose(parity.entropy, spherical(1.0, 0.2).entropy, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_slope_of_the_curve_is_its_derivative(x64):
     curve = lambda d: spherical(1.0, d).entropy
     rise = (curve(0.2001) - curve(0.1999)) / 2e-4
@@ -188,12 +201,12 @@ def test_slope_of_the_curve_is_its_derivative(x64):
         (dict(alpha=0.0), ValueError, "alpha must be finite and > 0"),
         (dict(distance=1.5), ValueError, "distance must be finite and > 0 and < 1, got 1.5"),
         (dict(output="vote"), ValueError, "output must be 'majority' or 'parity', got 'vote'"),
-        (dict(hidden_units=4), ValueError, "hidden_units must be an odd integer or math.inf"),
-        (dict(hidden_units=0), ValueError, "hidden_units must be an integer >= 1, got 0"),
+        (dict(num_hidden=4), ValueError, "num_hidden must be an odd integer or math.inf"),
+        (dict(num_hidden=0), ValueError, "num_hidden must be an integer >= 1, got 0"),
         (
-            dict(weights="binary", hidden_units=3),
+            dict(weights="binary", num_hidden=3),
             ValueError,
-            "hidden_units must be 1 for binary weights, got 3",
+            "num_hidden must be 1 for binary weights, got 3",
         ),
     ],
 )

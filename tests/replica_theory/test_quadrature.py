@@ -1,4 +1,4 @@
-"""Tails and quadratures of the Gaussian measure against SciPy and closed forms."""
+"""Quadratures of the Gaussian measure and their integrands against SciPy and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,37 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import erfcx, log_ndtr, ndtr
 
-from entropix.replica_theory._gaussian import (
-    gaussian_quadrature,
-    half_line_quadrature,
-    hazard,
-    log_tail,
-)
+from entropix._gaussian import log_tail
+from entropix.replica_theory._quadrature import gaussian_quadrature, half_line_quadrature
 from entropix.replica_theory._units import (
     log_even_parity,
     log_majority,
     symmetric_nodes,
 )
-
-
-def test_tail_and_hazard_are_exact_to_rounding_far_out(x64):
-    x = np.concatenate([np.linspace(-8, 60, 2001), [1e2, 1e4, 1e7]])
-    np.testing.assert_allclose(log_tail(jnp.asarray(x)), log_ndtr(-x), rtol=2e-15, atol=2e-16)
-    expected = np.sqrt(2 / np.pi) / erfcx(x / np.sqrt(2))
-    np.testing.assert_allclose(hazard(jnp.asarray(x)), expected, rtol=3e-14)
-
-
-def test_derivatives_of_the_tail_are_the_hazard_and_its_slope(x64):
-    x = np.linspace(-8, 60, 501)
-    h = np.sqrt(2 / np.pi) / erfcx(x / np.sqrt(2))
-    slope = jax.grad(log_tail)
-    np.testing.assert_allclose(jax.vmap(slope)(jnp.asarray(x)), -h, rtol=3e-14)
-    np.testing.assert_allclose(
-        jax.vmap(jax.grad(slope))(jnp.asarray(x)), -h * (h - x), rtol=1e-10, atol=1e-13
-    )
-    np.testing.assert_allclose(
-        jax.vmap(lambda x: jax.jvp(log_tail, (x,), (1.0,))[1])(jnp.asarray(x)), -h, rtol=3e-14
-    )
 
 
 def test_quadrature_of_moments_and_of_a_narrow_feature(x64):
