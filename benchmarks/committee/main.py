@@ -145,24 +145,30 @@ def run_experiment(
 def correlations(found: dict[str, Any]) -> dict[str, Any]:
     """Of local entropy and local energy with the test error, over all runs on images.
 
-    Nothing where they are not defined: fewer than three runs, or all alike.
+    Also between the means of the algorithms, and within them, over the runs less these means: what
+    an algorithm does to both says little about two runs of one. Nothing where they are not defined:
+    fewer than three runs, or all alike.
     """
     experiment = found["experiments"].get("images")
     if experiment is None:
         return {}
-    points = np.array(
-        [
-            figures.coordinates(record, found["measures"])
-            for records in experiment["algorithms"].values()
-            for record in records
-        ]
-    )
-    points = points[np.all(np.isfinite(points), axis=1)]
+    groups = []
+    for records in experiment["algorithms"].values():
+        runs = np.array([figures.coordinates(record, found["measures"]) for record in records])
+        runs = runs[np.all(np.isfinite(runs), axis=1)]
+        if len(runs):
+            groups.append(runs)
+    if not groups:
+        return {}
+    means = np.array([runs.mean(axis=0) for runs in groups])
+    apart = np.concatenate([runs - runs.mean(axis=0) for runs in groups])
+    points = np.concatenate(groups)
     if len(points) < 3 or np.any(np.ptp(points, axis=0) == 0):
         return {}
-    matrix = np.corrcoef(points.T)
-    return {
-        "local_entropy": float(matrix[0, 2]),
-        "local_energy": float(matrix[1, 2]),
-        "runs": len(points),
-    }
+    answer: dict[str, Any] = {"runs": len(points)}
+    for ending, rows in (("", points), ("_between", means), ("_within", apart)):
+        for column, quantity in enumerate(("local_entropy", "local_energy")):
+            pair = rows[:, [column, 2]]
+            if len(pair) >= 3 and np.all(np.ptp(pair, axis=0) > 0):
+                answer[quantity + ending] = float(np.corrcoef(pair.T)[0, 1])
+    return answer

@@ -81,7 +81,15 @@ def correlation_lines(found: dict[str, Any]) -> list[str]:
     correlations = found["correlations"]
     return [
         f"correlation of {quantity.replace('_', ' ')} with test error: "
-        f"{correlations[quantity]:+.2f}, {correlations['runs']} runs"
+        f"{correlations[quantity]:+.2f} over {correlations['runs']} runs"
+        + "".join(
+            f", {correlations[quantity + ending]:+.2f} {words}"
+            for ending, words in (
+                ("_between", "between the means of the algorithms"),
+                ("_within", "within an algorithm"),
+            )
+            if quantity + ending in correlations
+        )
         for quantity in ("local_entropy", "local_energy")
         if correlations
     ]

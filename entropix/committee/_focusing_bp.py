@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Real
+from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_number
 from entropix._keys import check_key, fresh_key
@@ -305,7 +305,9 @@ def self_interaction(gamma: jax.Array, replicas: jax.Array) -> Prior:
     return prior
 
 
-def through_coupling(field: jax.Array, gamma: jax.Array) -> jax.Array:
+def through_coupling(
+    field: Float[ArrayLike, "..."], gamma: Float[ArrayLike, ""]
+) -> Float[Array, "..."]:
     r"""Field that one sign exerts on another: :math:`\tanh^{-1}(\tanh h \tanh \gamma)`.
 
     Written so that either may be infinite.

@@ -122,6 +122,32 @@ def test_runs_without_a_local_entropy_are_left_out_of_the_correlations():
     assert correlations(found)["local_entropy"] == pytest.approx(-1.0)
 
 
+def test_correlations_between_algorithms_are_told_from_those_within():
+    """Three algorithms on a falling line, the runs of each on a rising one."""
+    settings = measures.settings()
+    at = settings["strengths"].index(settings["reference_strength"])
+    size = len(settings["strengths"])
+
+    def record(entropy, error):
+        curve = [0.0] * size
+        curve[at] = entropy
+        return {
+            "relative_entropy": curve, "converged": [True] * size, "errors": 0,
+            "local_energy": [error], "test_error": error,
+        }  # fmt: skip
+
+    algorithms = {
+        str(which): [record(-which + 0.01 * run, which + 0.01 * run) for run in range(3)]
+        for which in range(3)
+    }
+    found = {"experiments": {"images": {"algorithms": algorithms}}, "measures": settings}
+    answer = correlations(found)
+    assert answer["runs"] == 9
+    assert answer["local_entropy"] < -0.99
+    assert answer["local_entropy_between"] == pytest.approx(-1.0)
+    assert answer["local_entropy_within"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("node", speed.NODES)
 def test_the_plain_sweep_computes_what_the_library_does(node, monkeypatch):
     for name, number in (("PATTERNS", 30), ("INPUTS", 51), ("BATCH", 7)):

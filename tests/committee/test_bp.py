@@ -133,7 +133,14 @@ def test_sweeps_are_those_of_plain_numpy(model, x64):
     patterns, labels = random_patterns(model, 0.5, 5)
     field = random_field(model, 5)
     found = belief_propagation(
-        model, patterns, labels, field=field, damping=0.3, max_steps=3, tolerance=0.0
+        model,
+        patterns,
+        labels,
+        field=field,
+        node="gaussian",
+        damping=0.3,
+        max_steps=3,
+        tolerance=0.0,
     )
     expected = reference_sweeps(
         model, np.asarray(patterns), np.asarray(labels), np.asarray(field), 3, 0.3
@@ -222,6 +229,20 @@ def test_says_that_it_did_not_converge():
     assert int(found.steps) == 2
     assert float(found.residual) > 1e-4
     assert np.all(np.isfinite(found.mean))
+
+
+def test_undamped_sweeps_that_run_away_are_damped():
+    """Correlated patterns: without damping that adapts, 500 sweeps do not converge."""
+    rng = np.random.default_rng(0)
+    prototypes = rng.normal(size=(6, 63))
+    kinds = rng.integers(0, 6, 40)
+    patterns = np.sign(prototypes[kinds] + 0.7 * rng.normal(size=(40, 63))).astype(np.float32)
+    labels = np.where(kinds < 3, 1.0, -1.0).astype(np.float32)
+    model = Committee(63, 3, "full", weights="spherical")
+    found = belief_propagation(model, patterns, labels, damping=0.0, max_steps=500)
+    assert bool(found.converged)
+    damped = belief_propagation(model, patterns, labels, damping=0.7)
+    assert float(found.entropy) == pytest.approx(float(damped.entropy), abs=0.05)
 
 
 def test_second_call_compiles_nothing():

@@ -34,7 +34,9 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 3)))
 
 CALLS = {
     "belief_propagation": lambda x, y, key: belief_propagation(BINARY, x, y, field=SIGNS),
-    "local_entropy_curve": lambda x, y, key: local_entropy_curve(BINARY, SIGNS, x, y, [1.0, 0.5]),
+    "local_entropy_curve": lambda x, y, key: local_entropy_curve(
+        BINARY, SIGNS, x, y, np.array([1.0, 0.5])
+    ),
     "local_entropy_curve, spherical": lambda x, y, key: local_entropy_curve(
         SPHERE, SIGNS, x, y, RATES
     ),

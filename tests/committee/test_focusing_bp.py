@@ -148,6 +148,20 @@ def test_beyond_capacity_it_says_that_nothing_was_found():
     assert int(found.stages) == 2
 
 
+def test_the_best_stage_is_the_answer_whatever_comes_after_it():
+    """A last stage without coupling forgets the solution: its means' signs are no solution."""
+    model = Committee(101)
+    examples = random_patterns(model, 0.6, 3)
+    protocol = Protocol(jnp.array([0.2, 0.5, 0.8, 1.2, 1.8, 0.0]), jnp.full(6, INF).at[5].set(1.0))
+    found = focusing_bp(model, *examples, protocol, 0, max_steps=40, stop_when_solved=False)
+    errors = np.asarray(found.history.errors)
+    assert errors[-1] > np.min(errors)
+    assert int(found.stages) == 6
+    assert int(found.errors) == np.min(errors)
+    assert int(model.errors(found.weights, *examples)) == np.min(errors)
+    assert np.all(found.history.damping >= 0.5)
+
+
 def test_seeds_may_be_mapped_over():
     model = Committee(51, 3)
     protocol = rising_coupling([0.3, 0.6])

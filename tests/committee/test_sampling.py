@@ -119,7 +119,7 @@ def test_may_be_compiled_around_closed_over_patterns():
     examples = random_patterns(model, 0.4, 0)
     reference = jnp.ones((1, 15))
     shapes = jax.eval_shape(
-        lambda key: sampled_local_entropy(model, reference, *examples, [0.1, 0.2], key),
+        lambda key: sampled_local_entropy(model, reference, *examples, np.array([0.1, 0.2]), key),
         jax.random.key(0),
     )
     assert shapes.relative_entropy.shape == (2,)
