@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Real
+from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
@@ -20,7 +20,9 @@ from entropix.committee._model import Committee
 _SHARPEST = 1e6
 
 
-def cross_entropy(x: jax.Array, gamma: float | jax.Array) -> jax.Array:
+def cross_entropy(
+    x: Float[ArrayLike, "..."], gamma: Real[ArrayLike, ""]
+) -> Float[Array, "..."]:
     r"""Loss of an output x that should be positive.
 
     .. math:: f_\gamma(x) = -\frac x2 + \frac{1}{2 \gamma} \log(2 \cosh \gamma x)
@@ -45,6 +47,7 @@ def cross_entropy(x: jax.Array, gamma: float | jax.Array) -> jax.Array:
       Baldassi, Pittorino and Zecchina, `Shaping the learning landscape in neural networks around
       wide flat minima <https://arxiv.org/abs/1905.07833>`_, PNAS 117 (2020).
     """
+    x, gamma = jnp.asarray(x), jnp.asarray(gamma)
     return jax.nn.softplus(-2 * gamma * x) / (2 * gamma)
 
 
