@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Real
 
 from entropix._checks import check_integer
@@ -100,7 +101,7 @@ class Committee:
         return self.shape[0] * self.shape[1]
 
     def unit_inputs(
-        self, patterns: Real[Array, "patterns inputs"]
+        self, patterns: Real[ArrayLike, "patterns inputs"]
     ) -> Real[Array, "patterns units_or_1 n"]:
         """The inputs unit by unit: (M, N) -> (M, K, n) in a tree, (M, 1, n) where they are shared.
 
@@ -111,10 +112,11 @@ class Committee:
           The same numbers, of a shape that broadcasts against (M, K, n).
         """
         blocks = self.num_hidden if self.architecture == "tree" else 1
+        patterns = jnp.asarray(patterns)
         return patterns.reshape(patterns.shape[0], blocks, self.shape[1])
 
     def fields(
-        self, weights: Float[Array, "units n"], patterns: Real[Array, "patterns inputs"]
+        self, weights: Float[Array, "units n"], patterns: Real[ArrayLike, "patterns inputs"]
     ) -> Float[Array, "patterns units"]:
         """Local fields h of the hidden units.
 
@@ -125,7 +127,7 @@ class Committee:
         Returns:
           h, w x over the square root of n.
         """
-        inputs = self.unit_inputs(patterns.astype(weights.dtype))
+        inputs = self.unit_inputs(jnp.asarray(patterns, weights.dtype))
         if self.architecture == "tree":
             sums = jnp.einsum("mkn,kn->mk", inputs, weights)
         else:
@@ -135,8 +137,8 @@ class Committee:
     def stabilities(
         self,
         weights: Float[Array, "units n"],
-        patterns: Real[Array, "patterns inputs"],
-        labels: Real[Array, " patterns"],
+        patterns: Real[ArrayLike, "patterns inputs"],
+        labels: Real[ArrayLike, " patterns"],
     ) -> Float[Array, " patterns"]:
         r"""How far each pattern is from being misclassified, in units of the local fields.
 
@@ -154,7 +156,7 @@ class Committee:
           The stabilities.
         """
         fields = self.fields(weights, patterns)
-        sigma = labels.astype(weights.dtype)
+        sigma = jnp.asarray(labels, weights.dtype)
         if self.output == "majority":
             return jnp.median(sigma[:, None] * fields, axis=1)
         return sigma * jnp.prod(jnp.sign(fields), axis=1) * jnp.min(jnp.abs(fields), axis=1)
@@ -162,8 +164,8 @@ class Committee:
     def errors(
         self,
         weights: Float[Array, "units n"],
-        patterns: Real[Array, "patterns inputs"],
-        labels: Real[Array, " patterns"],
+        patterns: Real[ArrayLike, "patterns inputs"],
+        labels: Real[ArrayLike, " patterns"],
     ) -> Int[Array, ""]:
         """Number of patterns that are not classified as labeled.
 

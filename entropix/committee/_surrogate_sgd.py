@@ -20,9 +20,7 @@ from entropix.committee._model import Committee
 _SHARPEST = 1e6
 
 
-def cross_entropy(
-    x: Float[ArrayLike, "..."], gamma: Real[ArrayLike, ""]
-) -> Float[Array, "..."]:
+def cross_entropy(x: Float[ArrayLike, "..."], gamma: Real[ArrayLike, ""]) -> Float[Array, "..."]:
     r"""Loss of an output x that should be positive.
 
     .. math:: f_\gamma(x) = -\frac x2 + \frac{1}{2 \gamma} \log(2 \cosh \gamma x)
