@@ -21,8 +21,8 @@ PADDING = 2
 
 
 def say(text: str) -> None:
-    """A line."""
-    Console().print(text, markup=False, highlight=False)
+    """A line, which is not broken: a path in it can be copied, and a log searched."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(frame: pd.DataFrame, title: str) -> None:
