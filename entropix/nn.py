@@ -1,4 +1,4 @@
-"""What Flax users need: batch statistics of averaged weights, and the anchor of an nnx model."""
+"""What Flax users need: statistics of averaged weights, an nnx model's anchor and its loss."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ from entropix.transforms import eval_params
 
 __all__ = [
     "eval_model",
+    "loss_of_params",
     "recompute_batch_stats",
 ]
 
@@ -148,3 +149,43 @@ def _new_batch_stats(
     running.train()
     running(batch)
     return nnx.as_pure(nnx.state(running, nnx.BatchStat))
+
+
+def loss_of_params(
+    model: nnx.Module, loss: Callable[[nnx.Module, Any], jax.Array]
+) -> tuple[Callable[[Any, Any], jax.Array], Any]:
+    r"""A loss of an nnx model as a function of its parameters, as `entropix.flatness` takes it.
+
+    .. math:: f(w, \mathrm{batch}) = \mathrm{loss}(\mathrm{model}_w, \mathrm{batch})
+
+    in evaluation mode: batch normalization uses its running averages and dropout is off, so that
+    f is one function. The rest of the model's state is held by f as its own arrays.
+
+    Args:
+      model: an nnx model; it is not changed.
+      loss: function of a model and a batch to a scalar, a mean over the examples.
+
+    Returns:
+      f, and the parameters w of the model as a pytree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from entropix import flatness
+      >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
+      >>> f, w = loss_of_params(model, lambda model, x: jnp.mean(model(x) ** 2) / 2)
+      >>> H = flatness.hessian(f, w, jnp.array([[2.0, 0.0], [0.0, 4.0]]))
+      >>> print(flatness.dense(H))
+      [[2. 0.]
+       [0. 8.]]
+    """
+    graphdef, *states = nnx.split(model)
+    copy = nnx.merge(graphdef, *states, copy=True)
+    copy.eval()
+    graphdef, *states = nnx.split(copy, nnx.Param, ...)
+    params, rest = (nnx.as_pure(state) for state in states)
+
+    def of_params(params: Any, batch: Any) -> jax.Array:
+        return loss(nnx.merge(graphdef, params, rest, copy=True), batch)
+
+    return of_params, params

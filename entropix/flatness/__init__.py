@@ -11,6 +11,7 @@ from entropix.flatness._estimate import Bounded, Estimate
 from entropix.flatness._gradient_noise import GradientNoise, gradient_covariance, gradient_noise
 from entropix.flatness._hessian import gauss_newton, hessian
 from entropix.flatness._lanczos import Lanczos, lanczos
+from entropix.flatness._layer_curvature import LayerCurvature, layer_curvature
 from entropix.flatness._layer_temperature import LayerTemperature, layer_temperature
 from entropix.flatness._local_energy import LocalEnergy, local_energy
 from entropix.flatness._local_entropy import LocalEntropy, local_entropy
@@ -34,6 +35,7 @@ __all__ = [
     "Estimate",
     "GradientNoise",
     "Lanczos",
+    "LayerCurvature",
     "LayerTemperature",
     "LocalEnergy",
     "LocalEntropy",
@@ -54,6 +56,7 @@ __all__ = [
     "gradient_noise",
     "hessian",
     "lanczos",
+    "layer_curvature",
     "layer_temperature",
     "linear_barrier",
     "local_energy",

@@ -313,10 +313,11 @@ def _gradient_noise(
         return jax.vmap(of_one)(batch) - flat[None, :]
 
     if num_steps is not None:
-        rounding = max(problem.loss.program.rounding, space.rounding)
         matvec = jax.tree_util.Partial(_Covariance(batch_size), problem, gradient)
         eigenvalues, residual_norms = _ritz_values(
-            Operator(matvec, space, rounding), key, num_steps
+            Operator(matvec, space, max(problem.loss.program.rounding, space.rounding)),
+            key,
+            num_steps,
         )
         trace = mean_over_chunks(
             lambda batch: jnp.mean(jnp.sum(centered(batch) ** 2, 1)), problem.data, batch_size
@@ -337,9 +338,10 @@ def _gradient_noise(
         residual_norms = jnp.zeros_like(eigenvalues)
         trace = jnp.trace(matrix)
 
-    # What rounding leaves of gradients that do not differ is no noise of theirs.
-    epsilon = jnp.finfo(space.dtype).eps
-    floor = jnp.sum(flat**2) * epsilon**2 * 100
+    # What rounding leaves of gradients that do not differ is no noise of theirs: a product of
+    # Lanczos subtracts after it has multiplied.
+    rounding = max(problem.loss.program.rounding, space.rounding)
+    floor = jnp.sum(flat**2) * (100 * rounding**2 if num_steps is None else 10 * rounding)
     threshold = jnp.maximum(eigenvalues[0] * jnp.asarray(rank_threshold, space.dtype), floor)
     square = jnp.sum(eigenvalues**2)
     return GradientNoise(

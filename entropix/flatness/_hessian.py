@@ -23,7 +23,7 @@ from entropix.flatness._problem import (
     chunked,
     split_params,
 )
-from entropix.flatness._programs import hoist
+from entropix.flatness._programs import hoist, primitives
 
 Product = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
 _PRODUCTS = ("forward_over_reverse", "reverse_over_reverse", "finite_difference")
@@ -79,7 +79,8 @@ def _central_difference(gradient: Callable[[Any], Any], w: Any, v: Any) -> Any:
     """(g(w + h v) - g(w - h v)) / 2 h, with the h that balances rounding and curvature."""
     epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(w))
     length = _norm(v)
-    h = epsilon ** (1 / 3) * (1 + _norm(w)) / jnp.where(length > 0, length, 1)
+    count = sum(leaf.size for leaf in jax.tree.leaves(w))
+    h = epsilon ** (1 / 3) * (1 + _norm(w) / count**0.5) / jnp.where(length > 0, length, 1)
 
     def at(step: jax.Array) -> Any:
         return gradient(jax.tree.map(lambda a, b: a + step.astype(a.dtype) * b, w, v))
@@ -236,10 +237,10 @@ def hessian(
     way = _HessianProduct(product, _chunk(data, batch_size), remat)
     try:
         matvec = _matvec(way, traced, point, data, linear=product != "finite_difference")
-    except TypeError as error:
-        if product != "forward_over_reverse" or "custom_vjp" not in str(error):
+    except (TypeError, NotImplementedError) as error:
+        if product != "forward_over_reverse":
             raise
-        raise TypeError(f"{_NO_JVP_RULE}: {error}") from error
+        raise TypeError(f"{_NO_JVP_RULE} ({error})") from error
     return Operator(matvec, space, rounding)
 
 
@@ -346,7 +347,11 @@ def _matvec(
     """The operator's function: linearized where the data are one chunk."""
     data = jax.tree.map(jnp.asarray, data)
     if way.batch_size is None and linear:
-        return _factor(way, functions, point, data)
+        matvec = _factor(way, functions, point, data)
+    else:
+        matvec = jax.tree_util.Partial(way, functions, point, data)
     # Traced here, for its errors to come before any work.
-    jax.eval_shape(functools.partial(_apply, way), functions, point, data, point.chosen)
-    return jax.tree_util.Partial(way, functions, point, data)
+    jaxpr = jax.make_jaxpr(matvec)(point.chosen).jaxpr
+    if "custom_lin" in primitives(jaxpr):
+        raise TypeError("a custom gradient has no rule for forward differentiation")
+    return matvec

@@ -15,6 +15,11 @@ from entropix.flatness._chunks import num_examples
 from entropix.flatness._programs import Hoisted, hoist
 from entropix.flatness._space import Space, space_of
 
+_SPLIT = (
+    "a model is to be split: its parameters are params, and the rest is part of the loss (of an "
+    "nnx model: graphdef, params, rest = nnx.split(model, nnx.Param, ...))"
+)
+
 
 def check_inputs(params: Any, data: Any, batch_size: int | None) -> None:
     """Raises unless the parameters are finite floats and the data have one example axis.
@@ -24,7 +29,10 @@ def check_inputs(params: Any, data: Any, batch_size: int | None) -> None:
       ValueError: there are no parameters, one is not finite, the data are refused by
         `num_examples`, or ``batch_size`` is below 1.
     """
-    check_float_leaves("params", params)
+    try:
+        check_float_leaves("params", params)
+    except TypeError as error:
+        raise TypeError(f"{error}; {_SPLIT}") from None
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         raise ValueError(f"params must hold at least one array, got {params!r}")
@@ -173,7 +181,17 @@ def checked_loss(
     """
     warn_if_backend_is_faulty()
     check_inputs(params, data, batch_size)
-    traced = chunked(loss, params, data, batch_size)
+    try:
+        traced = chunked(loss, params, data, batch_size)
+    except Exception as error:
+        # Flax's, of a model that changes its own state; flatness does not know Flax.
+        if type(error).__name__ != "TraceContextError":
+            raise
+        raise ValueError(
+            "loss(params, batch) must be a function of its arguments alone, and this one changes "
+            "its model's state, as batch normalization and dropout do in training mode: put the "
+            f"model in evaluation mode first, model.eval() ({error})"
+        ) from error
     check_scalar(traced.full.program.answer)
     if batch_size is not None and batch_size < num_examples(data):
         _warn_unless_mean(loss, traced, params, data, batch_size)
@@ -197,13 +215,12 @@ def _warn_unless_mean(
     # Halves of a chunk need no more memory than the chunk; a chunk of one needs another.
     whole = max(batch_size, 2)
     half = whole // 2
-    union, first, second = (
-        float(_value(hoist(loss, params, part), params, part))
-        for part in (
-            jax.tree.map(lambda x, s=slice_: x[s], data)
-            for slice_ in (slice(0, whole), slice(0, half), slice(half, whole))
-        )
-    )
+
+    def value(start: int, stop: int) -> float:
+        part = jax.tree.map(lambda x: x[start:stop], data)
+        return float(_value(hoist(loss, params, examples(data, stop - start)), params, part))
+
+    union, first, second = value(0, whole), value(0, half), value(half, whole)
     mean = (half * first + (whole - half) * second) / whole
     tolerance = 300 * max(program.rounding, 1e-7) * max(abs(union), abs(first), abs(second))
     if abs(mean - union) > tolerance:

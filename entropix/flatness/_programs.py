@@ -285,6 +285,15 @@ def _inner(jaxpr: Any) -> Iterator[Any]:
                 yield from _inner(getattr(value, "jaxpr", value))
 
 
+def primitives(jaxpr: Any) -> set[str]:
+    """The names of all operations of a program, at every depth."""
+    return {
+        equation.primitive.name
+        for program in (jaxpr, *_inner(jaxpr))
+        for equation in getattr(program, "jaxpr", program).eqns
+    }
+
+
 def coarsest_rounding(jaxpr: Any) -> float:
     """The largest distance from 1 to the next number, of all floats that a program computes."""
     units = [

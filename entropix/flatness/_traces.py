@@ -164,15 +164,19 @@ def _xtrace(operator: Operator, key: jax.Array, *, count: int) -> Estimate:
     indices = jnp.arange(count, dtype=jnp.int32)
     squares, w, h = jax.lax.map(on_basis, indices)
     matrices = squares, w.T, r, (h + h.T) / 2
-    samples = _summands(*matrices, space.size)
-    mean, size = jnp.mean(samples), jnp.mean(jnp.abs(samples))
-    # With all of the space in the basis nothing is left to estimate.
-    spread = jnp.zeros_like(mean) if count == space.size else _jackknife(*matrices, space.size)
-    return with_rounding(Estimate(mean, spread), size, operator.rounding)
+    if count == space.size:
+        # With all of the space in the basis nothing is left to estimate.
+        exact = Estimate(jnp.trace(h), jnp.zeros([], dtype))
+        return with_rounding(exact, jnp.max(jnp.abs(h)) * count, operator.rounding)
+    samples, sizes = _summands(*matrices, space.size)
+    estimate = Estimate(jnp.mean(samples), _jackknife(*matrices, space.size))
+    return with_rounding(estimate, jnp.mean(sizes), operator.rounding)
 
 
-def _summands(squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int) -> jax.Array:
-    """XTrace's summands.
+def _summands(
+    squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """XTrace's summands, and the sizes of what is added up to each of them.
 
     Args:
       squares: |v_i|^2. # shape=(s,)
@@ -193,7 +197,11 @@ def _summands(squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size
         jnp.sum(w * r, axis=0) - 2 * jnp.sum(x * r, axis=0) + jnp.sum(x * matmul(h, x), axis=0)
     )
     left = jnp.maximum(squares - jnp.sum(x**2, axis=0), jnp.finfo(r.dtype).eps * squares)
-    return on_basis + (size - count + 1) / left * outside
+    weight = (size - count + 1) / left
+    lengths = [jnp.linalg.norm(columns, axis=0) for columns in (w, x, r)]
+    largest = jnp.max(jnp.abs(h))
+    sizes = (lengths[0] + 2 * lengths[1]) * lengths[2] + lengths[1] ** 2 * largest
+    return on_basis + weight * outside, count * largest + weight * sizes
 
 
 def _jackknife(
@@ -215,7 +223,7 @@ def _jackknife(
     def without(kept: jax.Array) -> jax.Array:
         q, rest = jnp.linalg.qr(r[:, kept])
         inner = matmul(matmul(q.T, h), q)
-        return jnp.mean(_summands(squares[kept], matmul(q.T, w[:, kept]), rest, inner, size))
+        return jnp.mean(_summands(squares[kept], matmul(q.T, w[:, kept]), rest, inner, size)[0])
 
     answers = jax.lax.map(without, jnp.asarray(kept))
     variance = jnp.sum((answers - jnp.mean(answers)) ** 2) * (groups - 1) / groups
