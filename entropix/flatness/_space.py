@@ -134,9 +134,8 @@ def _placed(array: jax.Array, sharding: NamedSharding | None, rows: int = 0) -> 
 
 def dot(a: Parts, b: Parts) -> jax.Array:
     """The scalar product of two vectors."""
-    products = (
-        jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST) for x, y in zip(a, b, strict=True)
-    )
+    # Spread parts keep their shape: flattened, they would be gathered.
+    products = (matmul(x, y) if x.ndim == 1 else jnp.sum(x * y) for x, y in zip(a, b, strict=True))
     return functools.reduce(jnp.add, products)
 
 

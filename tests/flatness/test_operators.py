@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import re
 import weakref
 
 import jax
@@ -384,19 +385,17 @@ def test_parameters_over_a_mesh_give_what_one_device_gives_and_gather_no_vector(
     )
     examples = jax.device_put(data, NamedSharding(mesh, P("data")))
     here, there = (
-        hessian(problems.mlp, *problem, batch_size=16)
-        for problem in ((params, data), (spread, examples))
+        hessian(problems.mlp, *problem) for problem in ((params, data), (spread, examples))
     )
-    run = lambda h: (
-        eigenvalues(h, 0, k=2, tol=1e-9).eigenvalues,
-        spectrum(h, 0, num_steps=6, num_probes=2)[:2],
-        trace(h, 0, num_probes=8),
-    )
-    for ours, one in zip(jax.tree.leaves(run(there)), jax.tree.leaves(run(here)), strict=True):
+    program = jax.jit(lambda h: spectrum(h, 0, num_steps=6, num_probes=2, reorthogonalize=True)[:2])
+    compiled = program.lower(there).compile()
+    assert not re.search(r"all-gather|all-to-all|collective-permute", compiled.as_text())
+    ends = [eigenvalues(h, 0, k=2, tol=1e-9) for h in (there, here)]
+    sides = (compiled(there), ends[0].eigenvalues), (program(here), ends[1].eigenvalues)
+    for ours, one in zip(*map(jax.tree.leaves, sides), strict=True):
         np.testing.assert_allclose(ours, one, rtol=1e-7, atol=1e-10)
-    vectors = eigenvalues(there, 0, k=2).eigenvectors
-    assert vectors["w"].sharding.spec[2] == "fsdp"
-    assert vectors["v"].sharding.spec[1] == "fsdp"
+    assert ends[0].eigenvectors["w"].sharding.spec[2] == "fsdp"
+    assert ends[0].eigenvectors["v"].sharding.spec[1] == "fsdp"
 
 
 @pytest.mark.parametrize(
