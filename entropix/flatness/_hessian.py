@@ -179,7 +179,7 @@ def hessian(
     gradient has no rule for forward differentiation, as those of attention kernels.
     ``"finite_difference"`` takes two gradients, at points :math:`w \pm h v`; it works with any
     gradient and needs no more memory than one, and its relative error is about the rounding
-    unit to the power 2/3: 1e-4 in float32, 1e-10 in float64.
+    unit to the power 2/3: 1e-4 to 1e-3 in float32, 1e-10 in float64.
 
     Args:
       loss: f(params, batch) -> scalar, a mean over the examples of the batch. It may be a pytree

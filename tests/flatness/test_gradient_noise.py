@@ -104,7 +104,7 @@ def test_lanczos_residuals_bound_its_errors(batch_size):
     np.testing.assert_allclose(found.eigenvalues, exact.eigenvalues, atol=1e-11 * exact.trace)
     np.testing.assert_allclose(found.participation_ratio, exact.participation_ratio)
     few = gradient_noise(network, params, data, num_steps=8)
-    assert float(few.residual_norms[0]) < 1e-3 * float(few.eigenvalues[0])
+    assert float(few.residual_norms[0]) < 1e-2 * float(few.eigenvalues[0])
     assert float(few.residual_norms[-1]) > 0
 
 
