@@ -210,7 +210,7 @@ class Plan:
         """
         if self.backend == "pmap":
             return PmappedStep(step, self.layout, donate=donate)
-        return sharded_step(step, self.layout, by_hand=self.backend == "shard_map", donate=donate)
+        return sharded_step(step, self.layout, donate=donate)
 
     def _with_all_keys(self, leaf: Any) -> Any:
         is_shared_key = is_key(leaf) and not leaf.ndim

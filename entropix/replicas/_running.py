@@ -14,7 +14,7 @@ from entropix.replicas._layout import GROUPS, STACKED, Layout
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
-def sharded_step(step: Step, layout: Layout, *, by_hand: bool, donate: bool) -> Step:
+def sharded_step(step: Step, layout: Layout, *, donate: bool) -> Step:
     """A compiled step over sharded arrays.
 
     The groups are mapped by hand, so that no replica ever meets the partitioner of XLA: a mapped
@@ -24,14 +24,15 @@ def sharded_step(step: Step, layout: Layout, *, by_hand: bool, donate: bool) -> 
     Args:
       step: of one replica.
       layout: where the replicas are.
-      by_hand: whether to leave nothing at all to the compiler.
       donate: whether the state's buffers are given to the new state.
 
     Returns:
       The step of all replicas.
     """
     mesh = layout.mesh
-    manual = set(mesh.axis_names) if by_hand else {GROUPS}
+    # XLA on CPU ends the process at an all-reduce in bfloat16 beside axes left to the compiler.
+    is_shared = layout.groups < len(layout.devices)
+    manual = {GROUPS} if is_shared else set(mesh.axis_names)
 
     def run(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
         specs = jax.tree.map(lambda x: P(GROUPS) if x.ndim else P(), state)

@@ -360,3 +360,24 @@ def test_a_coupling_that_replicas_would_skip_alone_is_refused(devices):
     run = plan.run(one_replica_step(tx))
     with pytest.raises(ValueError, match=r"differ from replica to replica .*notfinite_count"):
         run(plan.place((params, shared)), plan.place_batch(first(BATCHES[0], 4)))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_replicas_in_bfloat16(devices):
+    """On one device or several the same, to a rounding or two."""
+
+    def found(devices):
+        plan = replicas.plan(4, devices=devices)
+        tx = entropix.replicated_sgd(0.1, gamma=0.5, every=1, axis_name=plan.axis_name)
+
+        def step(state, batch):
+            params, opt_state = state
+            updates, opt_state = tx.update(params, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        params = jnp.arange(12, dtype=jnp.bfloat16).reshape(4, 3)
+        state = plan.place((params, replicas.stack_states(tx.init, params)))
+        state, _ = plan.run(step)(state, plan.place_batch(np.zeros((4, 1), np.float32)))
+        return plan.collect(state)[0].astype(np.float32)
+
+    np.testing.assert_allclose(found(devices), found(1), rtol=2**-7)
