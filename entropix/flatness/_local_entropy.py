@@ -1,6 +1,7 @@
 """Local entropy of a deep network: the free entropy of the weights around a point, measured."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ Loss = Callable[[Any, Any], jax.Array]
 # have accepted, for the bias falls with the share that it would have rejected.
 _TARGET_ACCEPTANCE = {"mala": 0.574, "langevin": 0.99}
 _CURVATURE_STEPS = 16
+_HOTTEST = 64.0
 
 
 class LocalEntropy(NamedTuple):
@@ -106,6 +108,42 @@ def _curvature(
     return kappa
 
 
+def _stiff_modes(
+    potential: _chains.Potential, dimension: int, key: jax.Array, kappa: jax.Array, num_modes: int
+) -> tuple[jax.Array, jax.Array]:
+    """Ritz values of U's mean curvature over the reach kappa^-1/2, at least 0, and Ritz vectors.
+
+    Lanczos with full orthogonalization, on differences of the gradient. That the pairs have not
+    converged does no harm: they shape the proposals, and Metropolis corrects for those.
+    """
+    reach = kappa**-0.5
+
+    def product(vector: jax.Array) -> jax.Array:
+        gradients = jax.vmap(potential)(jnp.stack([reach * vector, -reach * vector]))[1]
+        change = (gradients[0] - gradients[1]) / (2 * reach)
+        return jnp.where(jnp.isfinite(change), change, 0)
+
+    def extend(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[Any, jax.Array]:
+        basis, vector = carry
+        for _ in range(2):
+            overlap = jnp.matmul(basis, vector, precision="highest")
+            vector = vector - jnp.matmul(overlap, basis, precision="highest")
+        length = jnp.linalg.norm(vector)
+        # Where the Krylov space ends, what is left is rounding.
+        is_new = length > 1e-3 * kappa
+        vector = jnp.where(is_new, vector / jnp.where(is_new, length, 1), 0)
+        image = product(vector)
+        return (basis.at[i].set(vector), image), image
+
+    start = jax.random.normal(key, (dimension,), kappa.dtype)
+    start = kappa * start / jnp.linalg.norm(start)
+    basis = jnp.zeros((num_modes, dimension), kappa.dtype)
+    (basis, _), images = jax.lax.scan(extend, (basis, start), jnp.arange(num_modes))
+    matrix = jnp.matmul(basis, images.T, precision="highest")
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return jnp.maximum(values, 0), jnp.matmul(vectors.T, basis, precision="highest")
+
+
 def _error_of_mean(batches: jax.Array) -> jax.Array:
     """Standard error of the mean of (chains, batches) means."""
     centered = batches - jnp.mean(batches)
@@ -113,8 +151,18 @@ def _error_of_mean(batches: jax.Array) -> jax.Array:
     return _chains.long_run_error(jnp.mean(centered**2), neighbors, batches.size)
 
 
+def _if_chains_disagree(chains: jax.Array, error: jax.Array) -> jax.Array:
+    """A standard error, or that of the chains' means where those spread far more than it tells.
+
+    Chains of one basin spread by ``error`` times the root of their number; six times the variance
+    is too much for chance, and then the chains are in different basins.
+    """
+    variance = jnp.var(chains, axis=-1, ddof=1) / chains.shape[-1]
+    return jnp.where(variance > 6 * error**2, jnp.sqrt(variance), error)
+
+
 def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""E = d - gamma <|x - x'|^2>, its standard error, and the z-score of the virial identity.
+    r"""E = d - gamma <|x - x'|^2> of each chain, its standard error, the virial's z-score.
 
     In equilibrium E = beta <grad f . (x' - x)> too, and <beta grad f + gamma (x' - x)> = 0. So E
     is the mean of the virial less any multiple of both identities' residuals: in flat directions
@@ -144,7 +192,7 @@ def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     batches = jax.vmap(corrected)(jnp.arange(num_chains))
     error = _error_of_mean(residual)
     virial_z = jnp.mean(residual) / jnp.where(error > 0, error, 1)
-    return jnp.mean(batches), _error_of_mean(batches), virial_z
+    return jnp.mean(batches, 1), _error_of_mean(batches), virial_z
 
 
 def _mixing(moments: _chains.Moments) -> tuple[jax.Array, jax.Array]:
@@ -170,6 +218,7 @@ def local_entropy(
     num_steps: int = 512,
     num_burn_in: int = 256,
     num_chains: int = 4,
+    num_modes: int = 16,
     modes: tuple[jax.Array, Any] | None = None,
     batch_size: int | None = None,
 ) -> LocalEntropy:
@@ -210,9 +259,11 @@ def local_entropy(
       num_steps: recorded steps of a chain at each node, cut to a multiple of 8. Default 512.
       num_burn_in: steps before them, which also set the step size. At least 2, default 256.
       num_chains: chains run together at each node. At least 2, default 4.
-      modes: eigenvalues (k,) of the Hessian of f, and its orthonormal eigenvectors as a pytree like
-        ``params`` with a leading axis k. They precondition the chains, which else need of the
-        order of (largest curvature / gamma) steps to forget. Default: none.
+      num_modes: directions of large curvature that are looked for, by as many pairs of gradients,
+        to precondition the chains, which else need of the order of (largest curvature / gamma)
+        steps to forget. 0 for none. Default 16, or the number of parameters if that is smaller.
+      modes: known ones instead: eigenvalues (k,) of the Hessian of f, and its orthonormal
+        eigenvectors as a pytree like ``params`` with a leading axis k. Default: none.
       batch_size: examples looked at together. Default: all.
 
     Returns:
@@ -255,10 +306,11 @@ def local_entropy(
     check_integer("num_steps", num_steps, at_least=_chains.BATCHES_PER_CHAIN)
     check_integer("num_burn_in", num_burn_in, at_least=2)
     check_integer("num_chains", num_chains, at_least=2)
+    check_integer("num_modes", num_modes, at_least=0)
     _check_modes(modes, params)
     return _local_entropy(
         loss, params, data, fresh_key(key), gamma, beta, modes,
-        method, num_nodes, num_steps, num_burn_in, num_chains, batch_size,
+        method, num_nodes, num_steps, num_burn_in, num_chains, num_modes, batch_size,
     )  # fmt: skip
 
 
@@ -273,7 +325,7 @@ def _check_modes(modes: tuple[jax.Array, Any] | None, params: Any) -> None:
         raise ValueError(f"modes must hold eigenvectors of shapes {expected}, got {found}")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11, 12))
+@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11, 12, 13))
 def _local_entropy(
     loss: Loss,
     params: Any,
@@ -287,6 +339,7 @@ def _local_entropy(
     num_steps: int,
     num_burn_in: int,
     num_chains: int,
+    num_modes: int,
     batch_size: int | None,
 ) -> LocalEntropy:
     space = vectors_like(params)
@@ -303,54 +356,100 @@ def _local_entropy(
         )
         return beta * energy, beta * gradient
 
-    stiffness = jnp.zeros(0, dtype)
-    vectors = jnp.zeros((0, dimension), dtype)
-    if modes is not None:
-        stiffness = beta * jnp.maximum(modes[0].astype(dtype), 0)
-        vectors = jax.vmap(space.flatten)(modes[1])
-
-    curvature_key, start_key, chain_key = jax.random.split(key, 3)
+    curvature_key, modes_key, start_key, chain_key = jax.random.split(key, 4)
     at_center, slope = potential(jnp.zeros_like(center))
     slope_size = jnp.linalg.norm(slope)
     direction = slope / jnp.where(slope_size > 0, slope_size, 1)
     kappa = _curvature(potential, dimension, curvature_key, jnp.min(gamma))
     rungs, weights, coarse_weights = ladder(jnp.atleast_1d(gamma), kappa, num_nodes)
+    if modes is not None:
+        stiffness = beta * jnp.maximum(modes[0].astype(dtype), 0)
+        vectors = jax.vmap(space.flatten)(modes[1])
+    else:
+        stiffness, vectors = _stiff_modes(
+            potential, dimension, modes_key, kappa, min(num_modes, dimension)
+        )
 
     def place(displacement: jax.Array) -> _chains.Chain:
         return _chains.Chain(displacement, *jax.vmap(potential)(displacement))
 
-    def descend(carry: Any, rung: tuple[jax.Array, jax.Array]) -> Any:
-        """One node: the chains come from a tighter coupling, loosen, settle and are measured."""
-        displacement, step_size, above, _ = carry
-        gamma, key = rung
+    def visit(carry: Any, rung: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        """One node: the chains come from another coupling, settle and are measured."""
+        displacement, step_size, previous, gradient = carry
+        gamma, key, is_smallest = rung
         gaussian = _chains.Gaussian(gamma, stiffness, vectors)
         burn_key, sample_key = jax.random.split(key)
-        chains = place(jax.vmap(lambda d: gaussian.power(-0.5, above.power(0.5, d)))(displacement))
+        chains = place(
+            jax.vmap(lambda d: gaussian.power(-0.5, previous.power(0.5, d)))(displacement)
+        )
         chains, step_size = _chains.burn_in(
             chains, burn_key, potential, gaussian, step_size, adjusted, num_burn_in,
             _TARGET_ACCEPTANCE[method],
         )  # fmt: skip
-        chains, moments, gradient = _chains.sample(
+        chains, moments, seen = _chains.sample(
             chains, sample_key, potential, gaussian, step_size, adjusted, num_steps, direction
         )
+        gradient = jax.tree.map(lambda new, old: jnp.where(is_smallest, new, old), seen, gradient)
         return (chains.displacement, step_size, gaussian, gradient), moments
 
-    start = jax.random.normal(start_key, (num_chains, dimension), dtype)
-    white = _chains.Gaussian(jnp.ones_like(kappa), jnp.zeros_like(stiffness), vectors)
-    carry = (
-        start,
-        jnp.ones_like(start[:, 0]),
-        white,
-        (jnp.zeros_like(center), jnp.zeros_like(center)),
-    )
-    keys = jax.random.split(chain_key, num_nodes)
-    (*_, (gradient, gradient_error)), moments = jax.lax.scan(descend, carry, (rungs, keys))
+    def cool(carry: Any, stage: tuple[jax.Array, jax.Array]) -> Any:
+        """Burn-in at a temperature: the whole energy divided by it, and steps of its length."""
+        displacement, step_size = carry
+        temperature, key = stage
 
-    excess, excess_error, virial_z = jax.vmap(_excess)(moments)
+        def hot(displacement: jax.Array) -> tuple[jax.Array, jax.Array]:
+            energy, force = potential(displacement)
+            return energy / temperature, force / temperature
+
+        gaussian = _chains.Gaussian(rungs[-1] / temperature, stiffness / temperature, vectors)
+        chains = _chains.Chain(displacement, *jax.vmap(hot)(displacement))
+        chains, step_size = _chains.burn_in(
+            chains, key, hot, gaussian, step_size, adjusted, max(num_burn_in // 2, 2),
+            _TARGET_ACCEPTANCE[method],
+        )  # fmt: skip
+        return (chains.displacement, step_size), None
+
+    num_down = (num_chains + 1) // 2
+    white = _chains.Gaussian(jnp.ones_like(kappa), jnp.zeros_like(stiffness), vectors)
+    unseen = (jnp.zeros_like(center), jnp.zeros_like(center))
+    down_key, up_key, cool_key = jax.random.split(chain_key, 3)
+    is_smallest = jnp.arange(num_nodes) == num_nodes - 1
+
+    def walk(start: jax.Array, step_size: jax.Array, place: Any, key: jax.Array, up: bool) -> Any:
+        ladder_of = (rungs, jax.random.split(key, num_nodes), is_smallest)
+        carry = (start, step_size, place, unseen)
+        (*_, gradient), moments = jax.lax.scan(visit, carry, ladder_of, reverse=up)
+        return gradient, moments
+
+    start = jax.random.normal(start_key, (num_chains, dimension), dtype)
+    whole_step = jnp.ones_like(start[:, 0])
+    down = walk(start[:num_down], whole_step[:num_down], white, down_key, up=False)
+
+    # Reflections at x in pairs: what lies on one side of x only is met by one of two chains.
+    num_up = num_chains - num_down
+    first = start[num_down:][: (num_up + 1) // 2]
+    apart = jnp.concatenate([first, -first])[:num_up] * jnp.sqrt(_HOTTEST / rungs[-1])
+    temperatures = _HOTTEST * 0.5 ** jnp.arange(round(math.log2(_HOTTEST)), dtype=dtype)
+    stages = (temperatures, jax.random.split(cool_key, len(temperatures)))
+    (apart, step_size), _ = jax.lax.scan(cool, (apart, whole_step[num_down:]), stages)
+    loosest = _chains.Gaussian(rungs[-1], stiffness, vectors)
+    up = walk(apart, step_size, loosest, up_key, up=True)
+
+    moments = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), down[1], up[1])
+    gradient = (num_down * down[0][0] + num_up * up[0][0]) / num_chains
+    gradient_error = jnp.hypot(num_down * down[0][1], num_up * up[0][1]) / num_chains
+    apart_by = jnp.abs(down[0][0] - up[0][0]) / 2
+    gradient_error = jnp.where(apart_by > 4 * gradient_error, apart_by, gradient_error)
+
+    of_chains, excess_error, virial_z = jax.vmap(_excess)(moments)
+    excess = jnp.mean(of_chains, 1)
     effective, r_hat = jax.vmap(_mixing)(moments)
     correction = jnp.matmul(weights, excess, precision="highest") / 2
     coarse = jnp.matmul(coarse_weights, excess, precision="highest") / 2
     error = jnp.sqrt(jnp.matmul(weights**2, excess_error**2, precision="highest")) / 2
+    # A chain keeps its basin from node to node: the errors of the nodes are not independent.
+    error = _if_chains_disagree(jnp.matmul(weights, of_chains, precision="highest") / 2, error)
+    excess_error = _if_chains_disagree(of_chains, excess_error)
     shape = jnp.shape(gamma)
     return LocalEntropy(
         gamma=gamma,

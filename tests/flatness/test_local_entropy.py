@@ -167,9 +167,40 @@ def test_modes_let_a_stiff_loss_be_sampled():
     assert_covered(found.value, found.std_error, exact)
     one = jax.tree.map(lambda leaf: leaf[0], found)
     assert one.diagnosis() == ""
-    bare = local_entropy(stiff, jnp.zeros(4), NO_DATA, 0, gamma=0.01)
+    bare = local_entropy(stiff, jnp.zeros(4), NO_DATA, 0, gamma=0.01, num_modes=0)
     assert "fewer than 50 effective samples" in bare.diagnosis()
     assert f"gamma = {0.01:.3g}" in bare.diagnosis()
+
+
+def tilted(w, _):
+    """A shallow well at 1, 20 above the deep one at -1, behind a barrier of 30."""
+    return jnp.sum(40 * (w**2 - 1) ** 2 + 10 * (w + 1))
+
+
+def test_from_the_shallow_side_of_a_barrier_the_bar_and_the_diagnosis_tell():
+    """Chains that all start at the center never leave it, and agree on a value that is 19 off."""
+    exact = integral(lambda x: 40 * (x**2 - 1) ** 2 + 10 * (x + 1), 1.0, 0.2)
+    found = many(tilted, jnp.ones(1), num_keys=10, gamma=0.2, num_burn_in=128, num_steps=128)
+    off = np.abs(found.value - exact)
+    assert np.all(off < 3 * found.std_error + found.quadrature_error)
+    for i in range(10):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+        assert "r_hat above 1.1" in one.diagnosis()
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+def test_at_the_defaults_a_stiff_quadratic_in_twelve_dimensions_is_well(gamma):
+    """Curvatures over four decades; without preconditioning the diagnosis names every node."""
+    h = np.logspace(-2, 2, 12)
+
+    def stiff(w, _):
+        return jnp.sum(jnp.asarray(h, w.dtype) * w**2) / 2
+
+    found = local_entropy(stiff, jnp.zeros(12), NO_DATA, 0, gamma=gamma)
+    exact = -np.sum(np.log1p(h / gamma)) / 2
+    assert found.diagnosis() == ""
+    assert abs(found.value - exact) < 4 * found.std_error + found.quadrature_error
+    assert found.std_error < 0.1
 
 
 @pytest.mark.usefixtures("x64")
@@ -263,6 +294,7 @@ def test_mixed_precision_under_strict_promotion():
         ({"num_steps": 7}, ValueError, "num_steps must be an integer >= 8, got 7"),
         ({"num_burn_in": 1}, ValueError, "num_burn_in must be an integer >= 2"),
         ({"num_chains": 1}, ValueError, "num_chains must be an integer >= 2"),
+        ({"num_modes": -1}, ValueError, "num_modes .*>= 0, got -1"),
         ({"key": 0.5}, TypeError, "key must be .* got 0.5"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
         ({"params": {"w": np.array([1, 2])}}, TypeError, r"got int\d+ at params\['w'\]"),
