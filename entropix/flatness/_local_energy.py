@@ -6,41 +6,50 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
-from entropix._hash_normal import normal_like
 from entropix._keys import check_key, fresh_key
-from entropix._masks import Mask, full_mask
+from entropix._masks import Mask
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._estimate import map_probes
-from entropix.flatness._problem import check_problem
+from entropix.flatness._precision import widened
+from entropix.flatness._problem import (
+    Chunked,
+    Point,
+    check_inputs,
+    checked_loss,
+    split_params,
+)
+
+_BLOCK = 131_072
 
 
 class LocalEnergy(NamedTuple):
     """Answer of `local_energy`; S is the shape of ``sigma``.
 
     Attributes:
-      sigma: noise levels. # shape=S
-      mean: estimated rise of the objective at each noise level. # shape=S
-      std_error: standard error of ``mean`` over the draws; the draws are common to all noise
-        levels, so the errors of neighboring levels are correlated. # shape=S
-      base: the objective at the unperturbed parameters. # shape=()
+      sigma: noise levels.
+      mean: estimated rise of the objective at each noise level.
+      std_error: standard error of ``mean`` over the draws, and the rounding of ``base``; the draws
+        are common to all noise levels, so the errors of neighboring levels are correlated.
+      base: the objective at the unperturbed parameters.
     """
 
-    sigma: jax.Array
-    mean: jax.Array
-    std_error: jax.Array
-    base: jax.Array
+    sigma: Float[Array, "*sigmas"]
+    mean: Float[Array, "*sigmas"]
+    std_error: Float[Array, "*sigmas"]
+    base: Float[Array, "*batch"]
 
 
 def local_energy(
     objective: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     key: jax.Array | int,
     *,
-    sigma: float | jax.Array,
+    sigma: ArrayLike,
     num_samples: int = 100,
     kind: Literal["multiplicative", "additive"] = "multiplicative",
     mask: Mask | None = None,
@@ -61,8 +70,7 @@ def local_energy(
     ``entropix._hash_normal``), whose cost is a few per cent of a forward pass.
 
     Args:
-      objective: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once
-        for each function object: pass the same one each time.
+      objective: f(params, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       data: a pytree of arrays with one leading axis of n examples.
       key: an integer seed or a key of ``jax.random.key``.
@@ -98,83 +106,99 @@ def local_energy(
       Pittorino et al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021,
       section 5.
     """
-    warn_if_backend_is_faulty()
-    check_problem(objective, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_key(key)
     check_number("sigma", sigma, at_least=0)
     check_integer("num_samples", num_samples, at_least=2)
     check_integer("sample_batch_size", sample_batch_size, at_least=1)
     if kind not in ("multiplicative", "additive"):
         raise ValueError(f"kind must be 'multiplicative' or 'additive', got {kind!r}")
-    perturbed = tuple(jax.tree.leaves(full_mask(mask, params)))
-    if not any(perturbed):
-        raise ValueError(f"mask must choose at least one leaf of params, got {mask!r}")
+    params = widened(objective, params, data)
+    traced = checked_loss(objective, params, data, batch_size)
+    point, _ = split_params(params, mask)
     return _local_energy(
-        objective,
-        params,
+        traced,
+        point,
         data,
         fresh_key(key),
         jnp.asarray(sigma, jnp.result_type(float)),
         num_samples=num_samples,
         kind=kind,
-        perturbed=perturbed,
         batch_size=batch_size,
         sample_batch_size=sample_batch_size,
     )
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=(
-        "objective", "num_samples", "kind", "perturbed", "batch_size", "sample_batch_size"
-    ),
-)  # fmt: skip
+    jax.jit, static_argnames=("num_samples", "kind", "batch_size", "sample_batch_size")
+)
 def _local_energy(
-    objective: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
+    objective: Chunked,
+    point: Point,
+    data: PyTree,
     key: jax.Array,
-    sigma: jax.Array,
+    sigma: Float[Array, "*sigmas"],
     *,
     num_samples: int,
     kind: str,
-    perturbed: tuple[bool, ...],
     batch_size: int | None,
     sample_batch_size: int,
 ) -> LocalEnergy:
     """The compiled part of `local_energy`."""
-    leaves, structure = jax.tree.flatten(params)
 
-    def value(leaves: list[jax.Array]) -> jax.Array:
-        weights = jax.tree.unflatten(structure, leaves)
-        return mean_over_chunks(lambda batch: objective(weights, batch), data, batch_size)
+    def value(chosen: PyTree) -> Float[Array, ""]:
+        weights = point.whole(chosen)
+        return mean_over_chunks(
+            lambda batch: objective(weights, batch).astype(sigma.dtype), data, batch_size
+        )
 
-    base = value(leaves)
+    base = value(point.chosen)
 
-    def rises(key: jax.Array) -> jax.Array:
-        chosen = [leaf for leaf, is_chosen in zip(leaves, perturbed, strict=True) if is_chosen]
-        scale = chosen if kind == "multiplicative" else [jnp.ones_like(leaf) for leaf in chosen]
-        displacement = jax.tree.map(jnp.multiply, normal_like(key, chosen), scale)
+    def rises(key: jax.Array) -> Float[Array, " levels"]:
+        displacement = normal_like(key, point.chosen)
+        if kind == "multiplicative":
+            displacement = jax.tree.map(jnp.multiply, displacement, point.chosen)
 
-        def rise(level: jax.Array) -> jax.Array:
-            moves = iter(displacement)
-            return (
-                value(
-                    [
-                        leaf + level.astype(leaf.dtype) * next(moves) if is_chosen else leaf
-                        for leaf, is_chosen in zip(leaves, perturbed, strict=True)
-                    ]
-                )
-                - base
+        def rise(level: Float[Array, ""]) -> Float[Array, ""]:
+            moved = jax.tree.map(
+                lambda w, d: w + level.astype(w.dtype) * d, point.chosen, displacement
             )
+            return value(moved) - base
 
         return jax.lax.map(rise, sigma.ravel())
 
-    keys = jax.random.split(key, num_samples)
-    sampled = map_probes(rises, keys, sample_batch_size)
+    sampled = map_probes(rises, jax.random.split(key, num_samples), sample_batch_size)
+    error = jnp.std(sampled, 0, ddof=1) / num_samples**0.5
     return LocalEnergy(
         sigma=sigma,
         mean=jnp.mean(sampled, 0).reshape(sigma.shape),
-        std_error=(jnp.std(sampled, 0, ddof=1) / num_samples**0.5).reshape(sigma.shape),
+        std_error=jnp.hypot(error, objective.rounding * jnp.abs(base)).reshape(sigma.shape),
         base=base,
+    )
+
+
+def normal_like(key: jax.Array, tree: PyTree) -> PyTree:
+    """Standard normal numbers in the shapes and dtypes of a tree, in float32 at least.
+
+    Drawn in blocks that fit into a processor's cache, which makes them four times as quick on
+    CPU; other devices draw all blocks at the same time, and the same numbers.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+
+    def draw(key: jax.Array, leaf: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        if leaf.size <= _BLOCK:
+            return jax.random.normal(key, leaf.shape, dtype)
+        keys = jax.random.split(key, -(-leaf.size // _BLOCK))
+
+        def block(key: jax.Array) -> jax.Array:
+            return jax.random.normal(key, (_BLOCK,), dtype)
+
+        on_cpu = jax.default_backend() == "cpu"
+        blocks = jax.lax.map(block, keys) if on_cpu else jax.vmap(block)(keys)
+        return blocks.reshape(-1)[: leaf.size].reshape(leaf.shape)
+
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
     )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
-from entropix._hash_normal import normal_like
 from entropix._keys import check_key, fresh_key
 from entropix.flatness._chunks import mean_over_chunks
+from entropix.flatness._local_energy import normal_like
 from entropix.flatness._problem import check_problem
 
 Objective = Callable[[Any, Any], jax.Array]
@@ -73,7 +73,7 @@ def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
         axes = tuple(range(leaf.ndim - 1))
         length = jnp.linalg.norm(leaf.reshape(-1, leaf.shape[-1]), axis=0)
         own = jnp.linalg.norm(noise.reshape(-1, leaf.shape[-1]), axis=0)
-        return noise * jnp.expand_dims(length / own, axes)
+        return (noise * jnp.expand_dims(length / own, axes)).astype(leaf.dtype)
 
     return jax.tree.map(normalized, normal_like(fresh_key(key), params), params)
 
