@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 from jax.flatten_util import ravel_pytree
 
 from entropix.flatness import tracker
@@ -215,6 +216,40 @@ def test_flax_states(kind):
     top = np.linalg.eigvalsh(dense(params, (x, y), loss)[1])[-1]
     np.testing.assert_allclose(record.sharpness, top, rtol=1e-3)
     assert jax.tree.structure(state.eigenvector) == jax.tree.structure(params)
+
+
+@pytest.mark.slow
+def test_gradient_descent_sharpens_to_the_edge_of_stability_and_stays():
+    """Full batches of digits, a tanh network: the sharpness rises to 2 / learning rate."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    x = images[:200] / 16
+    x = jnp.asarray((x - x.mean()) / x.std() / 8, jnp.float32)
+    data = x, jax.nn.one_hot(labels[:200], 10)
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = ((64, 32), (32, 32), (32, 10))
+    params = [
+        jax.random.normal(k, shape) / shape[0] ** 0.5 for k, shape in zip(keys, sizes, strict=True)
+    ]
+
+    def loss(params, batch):
+        hidden = jnp.tanh(jnp.tanh(batch[0] @ params[0]) @ params[1])
+        return jnp.mean(jnp.sum((hidden @ params[2] - batch[1]) ** 2, 1)) / 2
+
+    follow = tracker(loss, every=50, learning_rate=0.2)
+    *_, records = train(follow, params, data, loss=loss, learning_rate=0.2, num_steps=4000)
+    at = np.asarray(records.is_new)
+    sharpness, limit = np.asarray(records.sharpness)[at], 10.0
+    np.testing.assert_allclose(records.stability_limit[at], limit)
+    rise, stay = sharpness[:40], sharpness[-25:]
+    assert sharpness[0] < 0.4 * limit
+    assert np.all(np.diff(rise[::8]) > 0)
+    assert 0.95 * limit < np.mean(stay) < 1.1 * limit
+    assert np.all((stay > 0.85 * limit) & (stay < 1.2 * limit))
+    # At the edge the gradient turns to the top eigenvector, and the update overshoots.
+    assert np.mean(np.asarray(records.alignment)[at][:20]) < 0.1
+    assert np.mean(np.asarray(records.alignment)[at][-25:]) > 0.4
+    assert 0.8 < np.median(np.asarray(records.critical_step)[at][-25:]) < 1.3
+    assert np.asarray(records.loss)[at][-1] < 0.5 * np.asarray(records.loss)[at][10]
 
 
 @pytest.mark.parametrize(
