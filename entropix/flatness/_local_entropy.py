@@ -365,6 +365,8 @@ def _local_entropy(
     if modes is not None:
         stiffness = beta * jnp.maximum(modes[0].astype(dtype), 0)
         vectors = jax.vmap(space.flatten)(modes[1])
+    elif num_modes == 0:
+        stiffness, vectors = jnp.zeros(0, dtype), jnp.zeros((0, dimension), dtype)
     else:
         stiffness, vectors = _stiff_modes(
             potential, dimension, modes_key, kappa, min(num_modes, dimension)

@@ -148,10 +148,10 @@ def test_a_step_leaves_the_target_as_it_is(step_size, stiffness):
 
 def test_langevin_is_biased_by_less_than_a_tenth():
     exact = quadratic_entropy(np.zeros(6))
-    found = many(quadratic, jnp.zeros(6), num_keys=40, gamma=GAMMAS, method="langevin")
+    found = many(quadratic, jnp.zeros(6), num_keys=40, gamma=GAMMAS, method="langevin", num_modes=0)
     bias = np.mean(found.value, 0) - exact
     assert np.all(np.abs(bias) < 0.1 * np.abs(exact))
-    assert np.all(np.abs(bias) > 10 * np.std(found.value, 0) / 40**0.5)
+    assert np.all(np.abs(bias) > 5 * np.std(found.value, 0) / 40**0.5)
     assert 0.96 < np.mean(found.acceptance[:, -1]) < 0.995
 
 
