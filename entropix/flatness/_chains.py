@@ -275,3 +275,20 @@ def sample(
     neighbors = sums[2] / (count - num_chains) - mean**2
     error = long_run_error(sums[1] / count - mean**2, neighbors, count)
     return chains, jax.tree.map(lambda x: x.T, means), (origin + mean, error)
+
+
+def error_of_mean(batches: jax.Array) -> jax.Array:
+    """Standard error of the mean of (chains, batches) means."""
+    centered = batches - jnp.mean(batches)
+    neighbors = jnp.mean(centered[:, 1:] * centered[:, :-1])
+    return long_run_error(jnp.mean(centered**2), neighbors, batches.size)
+
+
+def error_if_chains_disagree(chains: jax.Array, error: jax.Array) -> jax.Array:
+    """A standard error, or that of the chains' means where those spread far more than it tells.
+
+    Chains of one basin spread by ``error`` times the root of their number; six times the variance
+    is too much for chance, and then the chains are in different basins.
+    """
+    variance = jnp.var(chains, axis=-1, ddof=1) / chains.shape[-1]
+    return jnp.where(variance > 6 * error**2, jnp.sqrt(variance), error)

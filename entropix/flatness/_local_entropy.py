@@ -15,6 +15,7 @@ from entropix._keys import check_key, fresh_key
 from entropix.flatness import _chains
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._ladder import ladder
+from entropix.flatness._potential_curvature import largest_curvature, stiff_modes
 from entropix.flatness._problem import check_problem
 from entropix.flatness._vectors import vectors_like
 
@@ -23,7 +24,6 @@ Loss = Callable[[Any, Any], jax.Array]
 # Roberts and Rosenthal's optimum for MALA; unadjusted, a step that Metropolis would nearly always
 # have accepted, for the bias falls with the share that it would have rejected.
 _TARGET_ACCEPTANCE = {"mala": 0.574, "langevin": 0.99}
-_CURVATURE_STEPS = 16
 _HOTTEST = 64.0
 
 
@@ -81,86 +81,6 @@ class LocalEntropy(NamedTuple):
         return "\n".join(lines)
 
 
-def _curvature(
-    potential: _chains.Potential, dimension: int, key: jax.Array, gamma: jax.Array
-) -> jax.Array:
-    """The largest curvature of U met within the reach of the coupling, gamma at least.
-
-    A power iteration on differences of the gradient over a distance that shrinks from gamma^-1/2
-    by halves, and is never above kappa^-1/2: a loss may be flat at the center and steep at reach
-    (a quartic), or flat at reach and steep at the center (a narrow hole).
-    """
-    direction = jax.random.normal(key, (dimension,), gamma.dtype)
-
-    def refine(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[Any, None]:
-        kappa, direction = carry
-        reach = jnp.minimum(kappa**-0.5, gamma**-0.5 * 0.5 ** i.astype(gamma.dtype))
-        ends = jnp.stack([reach * direction, -reach * direction])
-        gradients = jax.vmap(potential)(ends)[1]
-        change = (gradients[0] - gradients[1]) / (2 * reach)
-        size = jnp.linalg.norm(change)
-        usable = jnp.isfinite(size) & (size > 0)
-        direction = jnp.where(usable, change / jnp.where(usable, size, 1), direction)
-        return (jnp.where(usable, jnp.maximum(kappa, size), kappa), direction), None
-
-    start = (gamma, direction / jnp.linalg.norm(direction))
-    (kappa, _), _ = jax.lax.scan(refine, start, jnp.arange(_CURVATURE_STEPS))
-    return kappa
-
-
-def _stiff_modes(
-    potential: _chains.Potential, dimension: int, key: jax.Array, kappa: jax.Array, num_modes: int
-) -> tuple[jax.Array, jax.Array]:
-    """Ritz values of U's mean curvature over the reach kappa^-1/2, at least 0, and Ritz vectors.
-
-    Lanczos with full orthogonalization, on differences of the gradient. That the pairs have not
-    converged does no harm: they shape the proposals, and Metropolis corrects for those.
-    """
-    reach = kappa**-0.5
-
-    def product(vector: jax.Array) -> jax.Array:
-        gradients = jax.vmap(potential)(jnp.stack([reach * vector, -reach * vector]))[1]
-        change = (gradients[0] - gradients[1]) / (2 * reach)
-        return jnp.where(jnp.isfinite(change), change, 0)
-
-    def extend(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[Any, jax.Array]:
-        basis, vector = carry
-        for _ in range(2):
-            overlap = jnp.matmul(basis, vector, precision="highest")
-            vector = vector - jnp.matmul(overlap, basis, precision="highest")
-        length = jnp.linalg.norm(vector)
-        # Where the Krylov space ends, what is left is rounding.
-        is_new = length > 1e-3 * kappa
-        vector = jnp.where(is_new, vector / jnp.where(is_new, length, 1), 0)
-        image = product(vector)
-        return (basis.at[i].set(vector), image), image
-
-    start = jax.random.normal(key, (dimension,), kappa.dtype)
-    start = kappa * start / jnp.linalg.norm(start)
-    basis = jnp.zeros((num_modes, dimension), kappa.dtype)
-    (basis, _), images = jax.lax.scan(extend, (basis, start), jnp.arange(num_modes))
-    matrix = jnp.matmul(basis, images.T, precision="highest")
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return jnp.maximum(values, 0), jnp.matmul(vectors.T, basis, precision="highest")
-
-
-def _error_of_mean(batches: jax.Array) -> jax.Array:
-    """Standard error of the mean of (chains, batches) means."""
-    centered = batches - jnp.mean(batches)
-    neighbors = jnp.mean(centered[:, 1:] * centered[:, :-1])
-    return _chains.long_run_error(jnp.mean(centered**2), neighbors, batches.size)
-
-
-def _if_chains_disagree(chains: jax.Array, error: jax.Array) -> jax.Array:
-    """A standard error, or that of the chains' means where those spread far more than it tells.
-
-    Chains of one basin spread by ``error`` times the root of their number; six times the variance
-    is too much for chance, and then the chains are in different basins.
-    """
-    variance = jnp.var(chains, axis=-1, ddof=1) / chains.shape[-1]
-    return jnp.where(variance > 6 * error**2, jnp.sqrt(variance), error)
-
-
 def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     r"""E = d - gamma <|x - x'|^2> of each chain, its standard error, the virial's z-score.
 
@@ -190,16 +110,18 @@ def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
         return moments.virial[chain] - jnp.tensordot(fit, controls[:, chain], 1)
 
     batches = jax.vmap(corrected)(jnp.arange(num_chains))
-    error = _error_of_mean(residual)
+    error = _chains.error_of_mean(residual)
     virial_z = jnp.mean(residual) / jnp.where(error > 0, error, 1)
-    return jnp.mean(batches, 1), _error_of_mean(batches), virial_z
+    return jnp.mean(batches, 1), _chains.error_of_mean(batches), virial_z
 
 
 def _mixing(moments: _chains.Moments) -> tuple[jax.Array, jax.Array]:
     """Effective samples and r_hat of |x - x'|^2."""
     excess, square = moments.excess, moments.excess_square
     variance = jnp.mean(square) - jnp.mean(excess) ** 2
-    effective = variance / jnp.maximum(_error_of_mean(excess) ** 2, jnp.finfo(excess.dtype).tiny)
+    effective = variance / jnp.maximum(
+        _chains.error_of_mean(excess) ** 2, jnp.finfo(excess.dtype).tiny
+    )
     between = jnp.var(jnp.mean(excess, 1), ddof=1)
     within = jnp.mean(jnp.mean(square, 1) - jnp.mean(excess, 1) ** 2)
     return effective, jnp.sqrt(1 + between / jnp.where(within > 0, within, 1))
@@ -360,7 +282,7 @@ def _local_entropy(
     at_center, slope = potential(jnp.zeros_like(center))
     slope_size = jnp.linalg.norm(slope)
     direction = slope / jnp.where(slope_size > 0, slope_size, 1)
-    kappa = _curvature(potential, dimension, curvature_key, jnp.min(gamma))
+    kappa = largest_curvature(potential, dimension, curvature_key, jnp.min(gamma))
     rungs, weights, coarse_weights = ladder(jnp.atleast_1d(gamma), kappa, num_nodes)
     if modes is not None:
         stiffness = beta * jnp.maximum(modes[0].astype(dtype), 0)
@@ -368,7 +290,7 @@ def _local_entropy(
     elif num_modes == 0:
         stiffness, vectors = jnp.zeros(0, dtype), jnp.zeros((0, dimension), dtype)
     else:
-        stiffness, vectors = _stiff_modes(
+        stiffness, vectors = stiff_modes(
             potential, dimension, modes_key, kappa, min(num_modes, dimension)
         )
 
@@ -450,8 +372,10 @@ def _local_entropy(
     coarse = jnp.matmul(coarse_weights, excess, precision="highest") / 2
     error = jnp.sqrt(jnp.matmul(weights**2, excess_error**2, precision="highest")) / 2
     # A chain keeps its basin from node to node: the errors of the nodes are not independent.
-    error = _if_chains_disagree(jnp.matmul(weights, of_chains, precision="highest") / 2, error)
-    excess_error = _if_chains_disagree(of_chains, excess_error)
+    error = _chains.error_if_chains_disagree(
+        jnp.matmul(weights, of_chains, precision="highest") / 2, error
+    )
+    excess_error = _chains.error_if_chains_disagree(of_chains, excess_error)
     shape = jnp.shape(gamma)
     return LocalEntropy(
         gamma=gamma,

@@ -12,6 +12,7 @@ from entropix._checks import check_float_leaves, check_integer, check_number
 from entropix._keys import check_key, fresh_key
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._critical_sharpness import critical_step, inner, move, norm
+from entropix.flatness._pairs import Pair, rayleigh_ritz, scaled
 from entropix.flatness._precision import resolution, widened
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -19,8 +20,6 @@ Schedule = Callable[[jax.Array], jax.Array | float]
 
 # The first measurement starts from a random vector, the others from the last eigenvector.
 _FIRST_PRODUCTS = 40
-# What is left of a vector without its part along others is rounding if it is shorter than this.
-_DEPENDENT = 1e-3
 
 
 class TrackerRecord(NamedTuple):
@@ -200,7 +199,7 @@ def tracker(
                 for k, leaf in zip(keys, leaves, strict=True)
             ],
         )
-        return TrackerState(jnp.zeros([], jnp.int32), _scaled(vector), _empty_record(vector))
+        return TrackerState(jnp.zeros([], jnp.int32), scaled(vector), _empty_record(vector))
 
     @jax.jit
     def update(
@@ -250,65 +249,10 @@ class _Search(NamedTuple):
     """
 
     top: Array
-    ritz: "_Pair"
-    rest: "_Pair"
+    ritz: Pair
+    rest: Pair
     along: Array
     num_products: Array
-
-
-class _Pair(NamedTuple):
-    """A vector x and its product H x, both pytrees."""
-
-    vector: PyTree
-    product: PyTree
-
-
-def _scaled(vector: PyTree) -> PyTree:
-    """The vector at length 1; 0 stays 0."""
-    length = norm(vector)
-    factor = jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
-    return jax.tree.map(lambda x: x * factor.astype(x.dtype), vector)
-
-
-def _combined(coefficients: Array, pairs: list[_Pair]) -> _Pair:
-    """The sum of multiples of pairs."""
-
-    def total(*leaves: Array) -> Array:
-        terms = [c.astype(x.dtype) * x for c, x in zip(coefficients, leaves, strict=True)]
-        return sum(terms[1:], terms[0])
-
-    return jax.tree.map(total, *pairs)
-
-
-def _orthonormal(pairs: list[_Pair]) -> list[_Pair]:
-    """Gram and Schmidt's basis of the same space; a vector that depends on others becomes 0."""
-    basis: list[_Pair] = []
-    for pair in pairs:
-        start = norm(pair.vector)
-        # The second pass removes what rounding left of the first.
-        for _ in range(2):
-            for other in basis:
-                overlap = inner(other.vector, pair.vector)
-                pair = _combined(jnp.stack([jnp.ones_like(overlap), -overlap]), [pair, other])
-        length = norm(pair.vector)
-        is_new = length > _DEPENDENT * start
-        factor = jnp.where(is_new, 1 / jnp.where(is_new, length, 1), 0)
-        basis.append(_combined(factor[None], [pair]))
-    return basis
-
-
-def _ritz(pairs: list[_Pair]) -> tuple[Array, _Pair, _Pair]:
-    """The largest Ritz value of the pairs, its vector, and the part not of the first of them."""
-    basis = _orthonormal(pairs)
-    rows = [jnp.stack([inner(p.vector, q.product) for q in basis]) for p in basis]
-    matrix = jnp.stack(rows)
-    is_zero = jnp.stack([inner(p.vector, p.vector) for p in basis]) < 0.5
-    # A vector that is 0 must not be taken for one of curvature 0.
-    floor = -jnp.finfo(matrix.dtype).max / 4
-    matrix = (matrix + matrix.T) / 2 + jnp.diag(jnp.where(is_zero, floor, 0))
-    values, vectors = jnp.linalg.eigh(matrix)
-    best = vectors[:, -1]
-    return values[-1], _combined(best, basis), _combined(best.at[0].set(0), basis)
 
 
 def _measure(
@@ -344,7 +288,7 @@ def _measure(
     slopes, curvature, base = jax.linearize(gradient, center, has_aux=True)
     slopes, updates = wide(slopes), wide(updates)
 
-    def residual(top: Array, ritz: _Pair) -> PyTree:
+    def residual(top: Array, ritz: Pair) -> PyTree:
         return jax.tree.map(lambda hx, x: hx - top.astype(x.dtype) * x, ritz.product, ritz.vector)
 
     def goes_on(carry: _Search) -> Array:
@@ -360,18 +304,18 @@ def _measure(
         def choose(*choices: Array) -> Array:
             return jax.lax.select_n(jnp.minimum(count, 3), *choices)
 
-        unit = _scaled(
+        unit = scaled(
             jax.tree.map(
                 choose, state.eigenvector, slopes, updates, residual(carry.top, carry.ritz)
             )
         )
-        pair = _Pair(unit, wide(curvature(like_center(unit))))
-        top, ritz, rest = _ritz([carry.ritz, pair, carry.rest])
+        pair = Pair(unit, wide(curvature(like_center(unit))))
+        top, ritz, rest = rayleigh_ritz([carry.ritz, pair, carry.rest])
         along = carry.along.at[count].set(inner(unit, pair.product), mode="drop")
         return _Search(top, ritz, rest, along, count + 1)
 
     nothing = jax.tree.map(jnp.zeros_like, state.eigenvector)
-    empty = _Pair(nothing, nothing)
+    empty = Pair(nothing, nothing)
     start = _Search(jnp.zeros([], dtype), empty, empty, jnp.zeros(3, dtype), jnp.int32(0))
     found = jax.lax.while_loop(goes_on, refine, start)
     top, ritz = found.top, found.ritz
@@ -410,6 +354,6 @@ def _measure(
     # A loss that overflows for once must not spoil all measurements that follow.
     usable = jnp.isfinite(norm(ritz.vector))
     vector = jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old), _scaled(ritz.vector), state.eigenvector
+        lambda new, old: jnp.where(usable, new, old), scaled(ritz.vector), state.eigenvector
     )
     return vector, record
