@@ -59,7 +59,7 @@ class Row(NamedTuple):
       quantity: what it is.
       value: how large.
       error: its error, or None where it has none.
-      kind: what ``error`` is: "standard error", "bound" or "".
+      kind: what ``error`` is: "standard error", "standard + quadrature error", "bound" or "".
     """
 
     quantity: str
@@ -192,7 +192,7 @@ def _local_entropy(problem: Problem) -> Answer:
     )  # fmt: skip
     errors = _numbers(jnp.hypot(found.std_error, found.quadrature_error))
     rows = [
-        Row(f"local entropy at gamma = {gamma:g}", value, error, "standard error")
+        Row(f"local entropy at gamma = {gamma:g}", value, error, "standard + quadrature error")
         for gamma, value, error in zip(problem.gammas, _numbers(found.value), errors, strict=True)
     ]
     curve = (list(problem.gammas), _numbers(found.value), errors)

@@ -137,8 +137,8 @@ class Exchange:
         Where replicas are mapped, each mapped instance sends the mean over those stacked in it.
         """
         replicas = self.replicas
-        finite = replicas._finite(tree)
-        share = replicas._pmean(jnp.mean(finite.astype(jnp.float32)))
+        finite = replicas.finite(tree)
+        share = replicas.pmean(jnp.mean(finite.astype(jnp.float32)))
         own = jax.tree.map(lambda x: _kept_where(finite, x, replicas.axis), tree)
         if replicas.names and replicas.axis is not None:
             own = jax.tree.map(lambda x: jnp.mean(x, replicas.axis, keepdims=True), own)

@@ -28,7 +28,7 @@ class ReplicaAxes(NamedTuple):
         """
         if not jax.tree.leaves(tree):
             return tree
-        finite = self._finite(tree)
+        finite = self.finite(tree)
         # All is divided by a power of two that is no smaller than the number of replicas: the sum
         # of finite weights stays finite, and the division loses nothing.
         scale = 0.5 ** math.ceil(math.log2(self._count(tree)))
@@ -59,7 +59,7 @@ class ReplicaAxes(NamedTuple):
         here = 1 if self.axis is None else jax.tree.leaves(tree)[0].shape[self.axis]
         return math.prod(map(jax.lax.axis_size, self.names), start=here)
 
-    def _finite(self, tree: PyTree) -> Bool[Array, "*replicas"]:
+    def finite(self, tree: PyTree) -> Bool[Array, "*replicas"]:
         """Which of the replicas here are finite: one axis of them, or none where one is mapped."""
 
         def probe(x: jax.Array) -> jax.Array:
@@ -72,7 +72,8 @@ class ReplicaAxes(NamedTuple):
         probes = jax.lax.optimization_barrier(jnp.stack(list(map(probe, jax.tree.leaves(tree)))))
         return jnp.all(probes == 0, axis=0)
 
-    def _pmean(self, x: jax.Array) -> jax.Array:
+    def pmean(self, x: jax.Array) -> jax.Array:
+        """The mean over the mapped axes."""
         return jax.lax.pmean(x, self.names) if self.names else x
 
     def _psum(self, x: jax.Array) -> jax.Array:
