@@ -42,8 +42,10 @@ class ReplicaAxes(NamedTuple):
                 along = jnp.expand_dims(finite, others)
             kept = jnp.where(along, x, jnp.zeros_like(x)) * jnp.asarray(scale, x.dtype)
             if self.axis is not None:
-                kept = jnp.sum(kept, self.axis, keepdims=True, dtype=dtype).astype(x.dtype)
-            return (self._psum(kept).astype(dtype) / share.astype(dtype)).astype(x.dtype)
+                kept = jnp.sum(kept, self.axis, keepdims=True, dtype=dtype)
+            # A sum in bfloat16 would round at each device, and XLA on CPU aborts on it where some
+            # axes of the mesh are left to the compiler.
+            return (self._psum(kept.astype(dtype)) / share.astype(dtype)).astype(x.dtype)
 
         return jax.tree.map(mean, tree)
 

@@ -131,6 +131,24 @@ def test_replicas_divided_over_devices(algorithm, y, axis):
     assert sum(int(np.prod(shape)) for each in meets for shape in each.shapes) <= most + 4
 
 
+def test_bfloat16_parameters_meet_beside_axes_of_the_compiler():
+    """XLA on CPU ends the process at an all-reduce in bfloat16 there."""
+    plan = replicas.plan(2, devices=8, model={"w": P("model", None)})
+    tx = entropix.couple_replicas(0.25, axis_name=plan.axis_name)
+
+    def step(state, batch):
+        params, opt_state = state
+        updates, opt_state = tx.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
+        return (jax.tree.map(jnp.subtract, params, updates), opt_state), batch
+
+    rows = jnp.stack([jnp.ones((8, 4)), 5 * jnp.ones((8, 4))]).astype(jnp.bfloat16)
+    params = {"w": rows}
+    state = plan.place((params, replicas.stack_states(tx.init, params)))
+    state, _ = plan.run(step)(state, plan.place_batch(jnp.zeros((2, 4))))
+    found = plan.collect(state)[0]["w"].astype(np.float32)
+    np.testing.assert_array_equal(found[:, 0, 0], [1.5, 4.5])
+
+
 def test_two_axes_inside_a_replica():
     """Two replicas, each over 2 data and 2 model devices, the lengths from an abstract mesh."""
     mesh = AbstractMesh((2,), ("model",), axis_types=(AxisType.Auto,))
