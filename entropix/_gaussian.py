@@ -1,5 +1,7 @@
 """The tail of the normal distribution and its hazard: finite everywhere, in every type."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,9 +29,7 @@ def log_tail(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @log_tail.defjvp
-def _log_tail_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _log_tail_jvp(primals: tuple[jax.Array], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     return log_tail(x), -hazard(x) * dx
 
@@ -42,9 +42,7 @@ def hazard(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @hazard.defjvp
-def _hazard_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def _hazard_jvp(primals: tuple[jax.Array], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     h = hazard(x)
     return h, h * (h - x) * dx

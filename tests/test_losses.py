@@ -198,6 +198,7 @@ def test_the_gradient_is_that_of_the_formula_with_draws_held_fixed(smooth, x64):
 
 @EACH
 @pytest.mark.parametrize("chunk", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))])
+@pytest.mark.slow
 def test_chunks_are_the_whole(smooth, chunk):
     """One copy at a time, a chunk with a remainder, and more than there are."""
     whole, parts = (
@@ -208,6 +209,7 @@ def test_chunks_are_the_whole(smooth, chunk):
 
 
 @EACH
+@pytest.mark.slow
 def test_jit_vmap_and_keys(smooth):
     smoothed = smooth(problems.mlp)
     jitted = jax.jit(smoothed)

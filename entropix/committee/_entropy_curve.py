@@ -100,10 +100,10 @@ def local_entropy_curve(
       >>> import jax.numpy as jnp
       >>> model, w = Committee(5), jnp.ones((1, 5))
       >>> curve = local_entropy_curve(
-      ...     model, w, jnp.ones((1, 5)), jnp.ones(1), jnp.array([5.0, 1.0]), node="exact"
+      ...     model, w, jnp.ones((1, 5)), jnp.ones(1), jnp.array([1.0]), node="exact"
       ... )
       >>> [f"{d:.2f} {s:.3f}" for d, s in zip(curve.distance, curve.relative_entropy)]
-      ['0.00 0.000', '0.11 -0.003']
+      ['0.11 -0.003']
 
     Reference:
       Baldassi et al., Subdominant dense clusters allow for simple learning and high computational

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
@@ -66,7 +67,9 @@ def probe_keys(key: jax.Array | int, num_probes: Any) -> jax.Array:
       ValueError: ``num_probes`` is below 1, or not the number of keys.
     """
     check_integer("num_probes", num_probes, at_least=1)
-    check_key(key)
+    is_batch = np.ndim(key) == 1 and jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
+    if not is_batch:
+        check_key(key)
     keys = fresh_key(key)
     if keys.ndim == 0:
         return jax.random.split(keys, num_probes)

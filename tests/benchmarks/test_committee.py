@@ -43,6 +43,7 @@ def cheap(monkeypatch):
     monkeypatch.setattr(measures.Measures, "__call__", measure)
 
 
+@pytest.mark.slow
 def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
     folder = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["benchmarks", *SMALL, f"--output={folder}"])

@@ -133,6 +133,7 @@ def test_missing_tfds_names_the_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs real data in TFDS_DATA_DIR")
+@pytest.mark.slow
 def test_real_images(tmp_path):
     name = "fashion_mnist"
     if not (Path(os.environ["TFDS_DATA_DIR"]) / name).exists():

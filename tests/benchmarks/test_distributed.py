@@ -76,6 +76,7 @@ def test_other_backends_and_a_resumed_run_end_the_same(alone, tmp_path, capsys):
     assert [path.name for path in (first / "checkpoints").iterdir()] == ["20"]
 
 
+@pytest.mark.slow
 def test_resuming_on_other_replicas_and_devices_keeps_the_center(tmp_path, capsys):
     """8 replicas on 4 devices, 4 on 2, and back."""
     folder = tmp_path / "run"

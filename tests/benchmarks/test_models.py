@@ -66,6 +66,7 @@ def test_dropout_acts_in_training_only():
     )
 
 
+@pytest.mark.slow
 def test_batch_statistics_move_in_training_and_only_there():
     network = Network(LeNet(10, 0.25, filters=(4, 6), units=16), (8, 8, 1))
     params, stats = jax.jit(network.init)(jax.random.key(0))

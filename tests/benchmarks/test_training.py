@@ -95,6 +95,7 @@ def same_bits(first, second):
     )
 
 
+@pytest.mark.slow
 def test_seeds_together_equal_one_alone():
     """Of replicas of Entropy-SGD, which have all that could go wrong."""
     alone = make_trainer("parle", network=make_network(dropout=0.2), steps=WHOLE, seeds=SEEDS[1:])
@@ -254,6 +255,7 @@ def test_sam_at_zero_gradient_stays_finite():
     np.testing.assert_array_equal(params, 1)
 
 
+@pytest.mark.slow
 def test_scores_equal_numpy_and_statistics_are_recomputed():
     network = Network(LeNet(10, 0.0, filters=(4, 6), units=16), (8, 8, 1))
     some = images()[0][:400], images()[1][:400]

@@ -71,6 +71,7 @@ def test_is_exact_where_the_factor_graph_is_a_tree(model, x64):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_counts_what_enumeration_counts(model, count, mean_error, largest, rms):
     examples = [random_patterns(model, load(model, count), seed) for seed in range(4)]
     fields = jnp.stack([random_field(model, seed) for seed in range(4)])
@@ -206,6 +207,7 @@ def test_answer_does_not_depend_on_the_batch(model, batch_size, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), batched, whole)
 
 
+@pytest.mark.slow
 def test_integer_patterns_give_the_same_as_floats():
     examples = random_patterns(TREE, 0.5, 0)
     as_int = jax.tree.map(lambda leaf: leaf.astype(jnp.int8), examples)

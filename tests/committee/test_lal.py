@@ -119,6 +119,7 @@ def test_solutions_of_replicas_are_wider_than_those_of_one():
     assert np.mean(gain) > 0.01
 
 
+@pytest.mark.slow
 def test_default_rates_find_wide_regions_whatever_the_network():
     """A third of the local entropy that the rate of one network ends with, from tree to perceptron.
 

@@ -63,6 +63,7 @@ def test_share_of_a_cap_on_one_side_of_a_plane_is_its_closed_form():
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_agrees_with_belief_propagation_where_that_converges(model):
     """Shares down to e^-20 around a teacher, which direct sampling would never see."""
     examples, teacher = teacher_student(model, 1.0, 1)

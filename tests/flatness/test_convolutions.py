@@ -59,6 +59,7 @@ def test_products_in_a_loop_have_one_layout(batch_size):
     assert len(layouts(jax.jit(one_product).lower(PARAMS, IMAGES))) > 1
 
 
+@pytest.mark.slow
 def test_hessian_of_a_convolution(x64):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), PARAMS)
     images = IMAGES.astype(jnp.float64)

@@ -75,6 +75,7 @@ def test_far_from_a_parabola_the_root_is_within_its_bounds(x64):
         assert float(found.sharpness) == pytest.approx(4, rel=0.02)
 
 
+@pytest.mark.slow
 def test_of_a_network_the_loss_is_back_at_its_start(x64):
     params, data = problems.mlp_problem()
     base, gradient = jax.value_and_grad(problems.mlp)(params, data)

@@ -92,6 +92,7 @@ def test_rank_is_that_of_the_data_and_follows_its_threshold():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.slow
 def test_lanczos_residuals_bound_its_errors(batch_size):
     params, data = problem(60, inputs=8)
     exact = gradient_noise(network, params, data)
@@ -112,6 +113,7 @@ def test_lanczos_residuals_bound_its_errors(batch_size):
 @pytest.mark.parametrize(
     ("n", "inputs", "num_steps"), [(1000, 3, None), (1000, 3, 5), (100, 40, None)]
 )
+@pytest.mark.slow
 def test_chunks_do_not_matter(n, inputs, num_steps):
     params, data = problem(n, inputs)
     whole, *parts = [
@@ -161,6 +163,7 @@ def test_single_precision_at_the_size_of_a_small_network():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_jit_vmap_and_eager_agree_and_compile_once():
     params, data = problem(10)
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)

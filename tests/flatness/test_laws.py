@@ -97,6 +97,7 @@ AT_EVERY_SIZE = ("hessian", "local energy", "sharpness")
 
 # A chain of Langevin steps magnifies rounding: local entropy has tests of its own.
 @pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"probes together", "local entropy"}))
+@pytest.mark.slow
 def test_a_thousand_examples_in_any_chunks(name, x64):
     params, data = problems.mlp_problem(examples=1000, hidden=3)
     sizes = (1000, 1, 7, 333) if name in AT_EVERY_SIZE else (1000, 7)
@@ -110,6 +111,7 @@ def test_a_thousand_examples_in_any_chunks(name, x64):
     [(name, None) for name in EVERY if name not in ("dense", "sharpness of groups")]
     + [("spectrum", 16)],
 )
+@pytest.mark.slow
 def test_examples_on_eight_devices_under_jit_give_the_same(name, batch_size, x64):
     params, data = problems.mlp_problem(examples=64, hidden=3)
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
@@ -124,6 +126,7 @@ def test_examples_on_eight_devices_under_jit_give_the_same(name, batch_size, x64
 @pytest.mark.parametrize(
     "name", ["spectrum", "eigenvalues", "trace", "local energy", "sharpness", "slice", "barrier"]
 )
+@pytest.mark.slow
 def test_jit_equals_eager(name, x64):
     params, data = problems.mlp_problem(examples=8, hidden=1, inputs=2)
     compiled = EVERY[name](problems.mlp, params, data, 3)

@@ -59,6 +59,7 @@ def integral(loss, center, gamma, power=0):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.7])
+@pytest.mark.slow
 def test_quadratic(shift):
     center = shift * np.arange(6)
     found = many(quadratic, jnp.asarray(center, jnp.float32), gamma=GAMMAS)
@@ -75,6 +76,7 @@ def test_quadratic(shift):
 
 
 @pytest.mark.parametrize("center", [0.0, 0.3, 1.0])
+@pytest.mark.slow
 def test_double_well_against_quadrature(center):
     def well(x):
         return (x**2 - 1) ** 2
@@ -86,6 +88,7 @@ def test_double_well_against_quadrature(center):
     assert_covered(found.gradient[:, 0], found.gradient_std_error[:, 0], gradient)
 
 
+@pytest.mark.slow
 def test_quartic_which_has_no_curvature_at_its_minimum():
     found = many(lambda w, _: jnp.sum(w**4), jnp.zeros(1), gamma=GAMMAS)
     exact = np.array([integral(lambda x: x**4, 0.0, g) for g in GAMMAS])
@@ -146,6 +149,7 @@ def test_a_step_leaves_the_target_as_it_is(step_size, stiffness):
         assert abs(values.mean() - exact) < 4 * values.std() / len(values) ** 0.5
 
 
+@pytest.mark.slow
 def test_langevin_is_biased_by_less_than_a_tenth():
     exact = quadratic_entropy(np.zeros(6))
     found = many(quadratic, jnp.zeros(6), num_keys=40, gamma=GAMMAS, method="langevin", num_modes=0)
@@ -155,6 +159,7 @@ def test_langevin_is_biased_by_less_than_a_tenth():
     assert 0.96 < np.mean(found.acceptance[:, -1]) < 0.995
 
 
+@pytest.mark.slow
 def test_modes_let_a_stiff_loss_be_sampled():
     h = np.array([1e-3, 1e-1, 10.0, 1000.0])
 
@@ -177,6 +182,7 @@ def tilted(w, _):
     return jnp.sum(40 * (w**2 - 1) ** 2 + 10 * (w + 1))
 
 
+@pytest.mark.slow
 def test_from_the_shallow_side_of_a_barrier_the_bar_and_the_diagnosis_tell():
     """Chains that all start at the center never leave it, and agree on a value that is 19 off."""
     exact = integral(lambda x: 40 * (x**2 - 1) ** 2 + 10 * (x + 1), 1.0, 0.2)
@@ -189,6 +195,7 @@ def test_from_the_shallow_side_of_a_barrier_the_bar_and_the_diagnosis_tell():
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0])
+@pytest.mark.slow
 def test_at_the_defaults_a_stiff_quadratic_in_twelve_dimensions_is_well(gamma):
     """Curvatures over four decades; without preconditioning the diagnosis names every node."""
     h = np.logspace(-2, 2, 12)
@@ -204,6 +211,7 @@ def test_at_the_defaults_a_stiff_quadratic_in_twelve_dimensions_is_well(gamma):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_beta_multiplies_the_loss():
     options = {"gamma": GAMMAS, **QUICK}
     x = jnp.arange(6.0)
@@ -226,6 +234,7 @@ def regression_data(n, dtype=np.float64):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_chunks_do_not_matter():
     params = {"kernel": jnp.ones(3), "bias": jnp.zeros(())}
     data = regression_data(1000)
@@ -239,6 +248,7 @@ def test_chunks_do_not_matter():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_jit_equals_eager_and_vmap_equals_loop():
     options = {**QUICK, "gamma": 0.5, "num_steps": 8, "num_burn_in": 2}
 
@@ -257,6 +267,7 @@ def test_jit_equals_eager_and_vmap_equals_loop():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), eager, compiled)
 
 
+@pytest.mark.slow
 def test_compiles_once_for_new_values():
     local_entropy(quadratic, jnp.zeros(6), NO_DATA, 0, gamma=0.5, **QUICK)
     before = _local_entropy._cache_size()
@@ -264,6 +275,7 @@ def test_compiles_once_for_new_values():
     assert _local_entropy._cache_size() == before
 
 
+@pytest.mark.slow
 def test_mixed_precision_under_strict_promotion():
     params = {"kernel": jnp.ones(3, jnp.bfloat16), "bias": jnp.zeros((), jnp.float32)}
 

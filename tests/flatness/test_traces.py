@@ -44,6 +44,7 @@ def test_xtrace_is_closer_for_the_same_products(x64):
     assert errors["xtrace"] < errors["hutchinson"] / 10
 
 
+@pytest.mark.slow
 def test_network(x64):
     params, data = problems.mlp_problem()
     h = hessian(problems.mlp, params, data)

@@ -43,6 +43,7 @@ def dense(params, data, loss=problems.mlp):
     return jax.grad(function)(flat), jax.hessian(function)(flat)
 
 
+@pytest.mark.slow
 def test_records_are_those_of_the_dense_hessian(x64):
     params, data = problems.mlp_problem(examples=40, inputs=4, hidden=4)
     follow = tracker(problems.mlp, every=7, learning_rate=0.1, tolerance=1e-3, max_products=30)

@@ -60,6 +60,7 @@ def posterior(q, beta, gamma):
 
 
 @pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.slow
 def test_references_have_no_entropy_in_a_direct_summation(minima, row):
     q, beta = float(minima.reference_overlap[row, 0]), float(minima.beta[row, 0])
     overlap = lambda q_hat: DZ @ np.tanh(np.sqrt(q_hat) * Z) ** 2

@@ -64,6 +64,7 @@ def test_binary_table(x64):
     assert_table(table, 1.1e-6, weights="binary")
 
 
+@pytest.mark.slow
 def test_large_committee_table(x64):
     table = [
         (0.5, [0.5, 0.2, 0.1, 0.05, 0.01], [-0.24185, -0.18371, -0.15247, -0.12733, -0.08453]),

@@ -81,6 +81,7 @@ def fixed():
 
 
 @pytest.mark.parametrize("point", [0, 1, 2])
+@pytest.mark.slow
 def test_without_external_entropy_the_independent_functional_is_stationary(best, point):
     answer = jax.tree.map(lambda x: x[point], best)
     functional = Functional(ALPHA[point], 1 - 2 * DISTANCE[point], float(answer.replicas))

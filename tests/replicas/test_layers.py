@@ -11,7 +11,11 @@ from tests.replicas.networks import NETWORKS, batches, make_step, optimizer, sta
 from tests.replicas.programs import between, collectives, inside_conditionals
 
 Y, STEPS = 8, 4
-ALL = pytest.mark.parametrize("name", NETWORKS)
+QUICK = {"mlp", "conv"}
+ALL = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NETWORKS],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,7 @@ def assert_same(actual, expected, atol=2e-5):
 
 
 @ALL
-@pytest.mark.parametrize("devices", [8, 4])
+@pytest.mark.parametrize("devices", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_that_have_devices_of_their_own(name, devices):
     """Each device computes its own replicas only, and hears of the others at a coupling only."""
     one, many = run_on(name, Y), run_on(name, Y, devices)

@@ -43,6 +43,7 @@ def join(command, processes, timeout=300):
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.slow
 def test_processes_give_what_one_device_gives(processes, devices):
     arguments = [str(free_port()), str(processes), str(devices)]
     outputs = join([sys.executable, "-m", "tests.replicas.process", *arguments], processes)
