@@ -64,7 +64,9 @@ def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
         assert (folder / f"{picture}.svg").exists()
     shown = capsys.readouterr().out
     for line in (shown, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
-        assert "correlation of local entropy with test error: -1.00, 3 runs" in line
+        said = " ".join(line.split())
+        assert "correlation of local entropy with test error: -1.00 over 3 runs" in said
+        assert "-1.00 within an algorithm" in said
     assert "| lal |" in (folder / "report.md").read_text()
 
 
