@@ -66,6 +66,7 @@ def test_moments_and_correlations_over_many_keys_are_those_of_independent_normal
     np.testing.assert_allclose(observed.std(0), 1, atol=4 / 600**0.5)
 
 
+@pytest.mark.slow
 def test_steps_and_leaves_are_independent():
     size, steps = 50_000, 100
     keys = jax.vmap(lambda step: jax.random.fold_in(jax.random.key(3), step))(jnp.arange(steps))
@@ -86,6 +87,7 @@ def test_each_coordinate_varies_over_steps():
         assert jnp.abs(correlation).max() < 4.5
 
 
+@pytest.mark.slow
 def test_shape_does_not_matter_and_sharding_follows():
     flat = draw(5, 24)
     np.testing.assert_array_equal(draw(5, (2, 3, 4)).ravel(), flat)

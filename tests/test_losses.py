@@ -75,6 +75,7 @@ def log_mean_boltzmann(values):
     ],
     ids=["PLA", "soft PLA", "PLEA", "Gaussian"],
 )
+@pytest.mark.slow
 def test_direct_formula_on_one_layer(smooth, formula, evaluations):
     def masked(loss, **kwargs):
         return smooth(loss, mask=WEIGHTS_OF_FIRST_LAYER, **kwargs)
@@ -125,6 +126,7 @@ def test_the_soft_cube_is_its_kernel(sharpness):
 
 
 @pytest.mark.parametrize("smooth", CUBES)
+@pytest.mark.slow
 def test_the_soft_cube_tends_to_the_hard_one(smooth):
     """At the same key the difference falls like 1 / k."""
     smoothed = lambda **kwargs: smooth(problems.mlp, radius=0.5, samples=4, **kwargs)
@@ -179,6 +181,7 @@ def test_a_mask_by_path_is_the_mask_of_booleans(smooth):
 
 
 @EACH
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_formula_with_draws_held_fixed(smooth, x64):
     """Central differences at one key, in a random direction."""
     params, data = problems.mlp_problem()

@@ -74,6 +74,7 @@ def linen_apply(model, params):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
 @pytest.mark.parametrize("size", [96, 32, 40])
+@pytest.mark.slow
 def test_batch_stats_are_the_weighted_average_over_batches(momentum, size):
     x, _ = make_data()
     model = LinenNet(momentum)
@@ -154,6 +155,7 @@ def test_linen_train_state_loop(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.slow
 def test_nnx_optimizer_loop(name):
     x, y = make_data()
     test_x, test_y = make_data(1)
@@ -181,6 +183,7 @@ def test_nnx_optimizer_loop(name):
     assert evaluated.norm.use_running_average
 
 
+@pytest.mark.slow
 def test_opaque_use_leaves_batch_statistics_to_the_caller():
     """One update is one outer step on L batches, and the running statistics are touched once."""
     x, y = make_data()
@@ -215,6 +218,7 @@ def test_opaque_use_leaves_batch_statistics_to_the_caller():
     assert loss(params, batch_stats, x, y)[0] < 0.3 * before
 
 
+@pytest.mark.slow
 def test_center_of_replicas_needs_its_own_batch_stats():
     """Averaged statistics do not fit averaged weights; recomputed ones do."""
     x, _ = make_data()

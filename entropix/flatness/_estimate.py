@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
@@ -67,12 +66,12 @@ def probe_keys(key: jax.Array | int, num_probes: Any) -> jax.Array:
       ValueError: ``num_probes`` is below 1, or not the number of keys.
     """
     check_integer("num_probes", num_probes, at_least=1)
-    is_batch = np.ndim(key) == 1 and jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
-    if not is_batch:
-        check_key(key)
-    keys = fresh_key(key)
-    if keys.ndim == 0:
-        return jax.random.split(keys, num_probes)
-    if keys.shape[0] != num_probes:
-        raise ValueError(f"key must be one key or num_probes = {num_probes}, got {keys.shape[0]}")
-    return keys
+    is_typed = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
+    if is_typed and jnp.ndim(key) == 1:
+        if key.shape[0] != num_probes:
+            raise ValueError(
+                f"key must be one key or num_probes = {num_probes}, got {key.shape[0]}"
+            )
+        return key
+    check_key(key)
+    return jax.random.split(fresh_key(key), num_probes)

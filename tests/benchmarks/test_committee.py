@@ -70,6 +70,7 @@ def test_writes_results_and_pictures(cheap, monkeypatch, tmp_path, capsys):
     assert "| lal |" in (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_shuffled_images_keep_each_pixels_values():
     images = digits()
     plain = PROBLEMS["images"][0](SIZES, images, jax.random.key(0))

@@ -97,6 +97,7 @@ def test_resuming_on_other_replicas_and_devices_keeps_the_center(tmp_path, capsy
     assert "8 replicas on 4 devices there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(alone, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
@@ -110,6 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(alone, tmp_
     assert result(folder)["digest"] == result(alone)["digest"]
 
 
+@pytest.mark.slow
 def test_parle_is_judged_at_the_anchors(tmp_path):
     """20 steps with L = 3 end between two outer steps, where x' is not x."""
     folder = tmp_path / "run"

@@ -111,6 +111,7 @@ def test_results_survive_the_disk(found, tmp_path):
     assert run_folder.read_results(tmp_path / "none") is None
 
 
+@pytest.mark.slow
 def test_report_is_whole_and_self_contained(found, tmp_path):
     report.write(tmp_path, found)
     page = (tmp_path / "report.html").read_text()

@@ -32,6 +32,7 @@ def test_traffic_of_known_programs():
     assert collectives(program(lambda x: jax.tree.map(lambda leaf: 2 * leaf, x), x)) == []
 
 
+@pytest.mark.slow
 def test_the_traffic_of_a_step_of_replicas():
     """All parameters and the share of finite replicas, in float32, on every K-th step."""
     program = Program(Scaling(batch_size=16), 4, 2, 10)

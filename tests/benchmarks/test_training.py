@@ -106,6 +106,7 @@ def test_seeds_together_equal_one_alone():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sgd_equals_a_plain_optax_loop():
     trainer = make_trainer("sgd")
     state = trainer.init()
@@ -134,6 +135,7 @@ def test_sgd_equals_a_plain_optax_loop():
 
 
 @pytest.mark.parametrize("name", some_slow(METHODS, BASELINES, FAMILY))
+@pytest.mark.slow
 def test_every_method_learns(name):
     scores = evaluator().scores(*trainer_of(name).evaluation_weights(end_of(name)), whole=True)
     # Chance is 0.9.
@@ -157,6 +159,7 @@ def test_a_checkpoint_changes_no_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", some_slow(["replicated_sgd", "elastic_sgd", "replicated_adam"]))
+@pytest.mark.slow
 def test_replicas_on_several_devices_end_as_on_one(name):
     on_one = trainer_of(name)
     on_three = make_trainer(name, network=make_network(dropout=0.2), steps=WHOLE, devices=3)

@@ -199,6 +199,7 @@ def test_spherical_volume_is_an_orthant_probability(x64):
 
 @pytest.mark.parametrize("model", [TREE, SPHERE], ids=str)
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.slow
 def test_answer_does_not_depend_on_the_batch(model, batch_size, x64):
     examples = random_patterns(model, load(model, 10), 0)
     whole = belief_propagation(model, *examples)
@@ -216,6 +217,7 @@ def test_integer_patterns_give_the_same_as_floats():
     jax.tree.map(np.testing.assert_array_equal, found, same)
 
 
+@pytest.mark.slow
 def test_starts_again_from_its_messages():
     examples = random_patterns(TREE, 0.3, 0)
     found = belief_propagation(TREE, *examples, tolerance=1e-5)

@@ -33,6 +33,7 @@ def exact_curve(model, patterns, labels, reference):
     [(Committee(15), 4), (Committee(15, 3), 4), (Committee(15, 3, output="parity"), 3)],
     ids=str,
 )
+@pytest.mark.slow
 def test_counts_the_solutions_at_each_distance(model, count):
     """Around one of them, each instance within the loops' error and closer on the average."""
     examples, references = [], []
@@ -71,6 +72,7 @@ def test_counts_the_solutions_at_each_distance(model, count):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_measures_the_volume_around_a_wide_solution(model, strengths, tolerance, x64):
     """Against the share of 5,000 random weights at the same angle that are solutions."""
     examples, teacher = teacher_student(model, 0.5, 1)
@@ -96,6 +98,7 @@ def test_measures_the_volume_around_a_wide_solution(model, strengths, tolerance,
         )
 
 
+@pytest.mark.slow
 def test_the_references_norm_does_not_matter_for_spherical_weights():
     model = Committee(45, 3, weights="spherical")
     examples, teacher = teacher_student(model, 0.3, 1)

@@ -46,6 +46,7 @@ def solve(model, num_patterns, num_instances, node):
     + [pytest.param(*machine, 300, marks=pytest.mark.slow) for machine in MACHINES],
     ids=str,
 )
+@pytest.mark.slow
 def test_what_converges_is_right(model, num_patterns, largest, num_instances):
     """By default: and with solutions at hand nearly everything converges."""
     found, numbers = solve(model, num_patterns, num_instances, None)

@@ -53,6 +53,7 @@ def test_limits_of_the_self_interaction(x64):
 
 
 @pytest.mark.parametrize("model", [Committee(21), SPHERE], ids=str)
+@pytest.mark.slow
 def test_one_replica_is_belief_propagation(model, x64):
     examples = random_patterns(model, 0.3, 0)
     alone = focusing_bp(
@@ -63,6 +64,7 @@ def test_one_replica_is_belief_propagation(model, x64):
     np.testing.assert_allclose(alone.mean, plain.mean, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_many_spherical_replicas_are_infinitely_many(x64):
     examples = random_patterns(SPHERE, 0.8, 0)
     means = [
@@ -123,6 +125,7 @@ RISING = rising_coupling(np.arange(0.05, 3.0, 0.05))
     ],
     ids=["1001", "201", "pseudo", "tree", "shared inputs", "spherical tree"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_solves_random_patterns(model, alpha, node, protocol):
     examples = random_patterns(model, alpha, 0)
     found = focusing_bp(model, *examples, protocol, 0, node=node)
@@ -139,6 +142,7 @@ def test_solves_random_patterns(model, alpha, node, protocol):
     assert np.all(np.isnan(history.residual[stages:]))
 
 
+@pytest.mark.slow
 def test_beyond_capacity_it_says_that_nothing_was_found():
     model = Committee(101)
     examples = random_patterns(model, 1.5, 0)
@@ -162,6 +166,7 @@ def test_the_best_stage_is_the_answer_whatever_comes_after_it():
     assert np.all(found.history.damping >= 0.5)
 
 
+@pytest.mark.slow
 def test_seeds_may_be_mapped_over():
     model = Committee(51, 3)
     protocol = rising_coupling([0.3, 0.6])

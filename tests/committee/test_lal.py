@@ -51,6 +51,7 @@ def test_least_action_is_the_cheapest_change_of_signs_that_is_right(output, num_
     [SPHERE, Committee(33, 3, "full", weights="spherical"), Committee(99, 3)],
     ids=str,
 )
+@pytest.mark.slow
 def test_one_pass_is_that_of_plain_numpy(model, x64):
     patterns, labels = (np.asarray(part) for part in random_patterns(model, 0.5, 0))
     found = least_action_learning(model, patterns, labels, 3, max_epochs=1)
@@ -167,6 +168,7 @@ def test_attraction_brings_the_center_to_a_solution_sooner():
     assert int(drawn.epochs) < int(apart.epochs)
 
 
+@pytest.mark.slow
 def test_replicated_rule_learns_what_one_network_does_not():
     model = Committee(161, 5, "full")
     examples = random_patterns(model, 0.3, 0)
@@ -178,6 +180,7 @@ def test_replicated_rule_learns_what_one_network_does_not():
     assert np.all(np.abs(replicated.weights) == 1)
 
 
+@pytest.mark.slow
 def test_replicated_pass_is_that_of_plain_numpy(x64):
     """With a last mini-batch that is not full."""
     model, y, size = Committee(45, 3), 3, 4

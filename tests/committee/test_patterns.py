@@ -29,6 +29,7 @@ def test_the_load_counts_weights_not_inputs():
     assert len(random_patterns(Committee(11, 3, "full"), 2.0, 0).labels) == 66
 
 
+@pytest.mark.slow
 def test_keys_may_be_mapped_over():
     model = Committee(11)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -9,6 +9,7 @@ from entropix.committee import Committee, noise_robustness, teacher_student
 MODEL = Committee(201)
 
 
+@pytest.mark.slow
 def test_errors_of_a_teacher_follow_the_arccosine_law():
     """White noise of rate r leaves an overlap 1 - 2 r of the fields: arccos(1 - 2 r) / pi."""
     examples, teacher = teacher_student(MODEL, 5.0, 0)

@@ -42,6 +42,7 @@ def test_binary_shares_are_those_of_enumeration(model):
     np.testing.assert_allclose(found.distance, distances, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_share_of_a_cap_on_one_side_of_a_plane_is_its_closed_form():
     """One pattern along the reference: all of a narrow cap; across it: half of every cap."""
     model = Committee(21, weights="spherical")
@@ -76,6 +77,7 @@ def test_agrees_with_belief_propagation_where_that_converges(model):
     assert float(curve.relative_entropy[1]) * model.num_weights < -10
 
 
+@pytest.mark.slow
 def test_says_that_it_did_not_come_to_the_solutions():
     model = Committee(15)
     patterns = jnp.concatenate([jnp.ones((1, 15)), jnp.ones((1, 15))])

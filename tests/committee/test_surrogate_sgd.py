@@ -45,6 +45,7 @@ def test_loss_is_that_of_the_definition(output, x64):
     np.testing.assert_allclose(found, total / len(labels), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_pass_of_sgd_is_that_of_plain_jax(x64):
     """With a last mini-batch that is not full, and weights brought back to their norm."""
     model = Committee(45, 3, weights="spherical")
@@ -76,6 +77,7 @@ def test_one_pass_of_sgd_is_that_of_plain_jax(x64):
     ],
     ids=["sgd", "adam", "entropy_sgd", "replicated_sgd"],
 )
+@pytest.mark.slow
 def test_any_optimizer_learns(tx, arguments):
     found = surrogate_sgd(MODEL, *EXAMPLES, tx, 1, growth=1.01, max_epochs=1000, **arguments)
     assert bool(found.solved)

@@ -106,6 +106,7 @@ def test_field_counts_every_visit_within_the_extent():
     np.testing.assert_allclose(field.density * area * len(kept), counts, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_jit_equals_eager():
     path = rotating_double_well(jax.random.key(0), rotation=1.5, num_steps=300)
     compiled = jax.jit(lambda x: probability_current(x, 0, num_surrogates=9))(path)

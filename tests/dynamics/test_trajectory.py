@@ -108,6 +108,7 @@ def test_half_precision_and_mixed_trees_are_projected_in_float32():
         assert pca_projection({"a": jnp.arange(5, dtype=jnp.bfloat16)}).coordinates.shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_under_jit_and_vmap():
     paths = jnp.asarray(np.stack([walk(0, (50, 2)), walk(1, (50, 2))]), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -108,6 +108,7 @@ def test_updates_that_only_raise_or_never_raise_the_loss():
         assert float(flat.learning_rate) == np.inf
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_are_moved_in_float32():
     """An update of a thousandth of the weights is lost in bfloat16."""
     params, data = problems.mlp_problem(dtype=jnp.float32)

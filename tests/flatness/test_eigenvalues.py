@@ -34,7 +34,9 @@ def wanted(spectrum, which, k):
     }[which]
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+@pytest.mark.parametrize(
+    "which", ["largest", pytest.param("smallest", marks=pytest.mark.slow), "both"]
+)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs_of_known_spectra(name, which, x64):
     a = matrix(SPECTRA[name])
@@ -95,6 +97,7 @@ def test_chunks_do_not_matter(batch_size, x64):
     np.testing.assert_allclose(parts.eigenvalues, whole.eigenvalues, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_limit_on_products_is_kept_and_said(x64):
     a = matrix(np.linspace(0, 1, 400))
     found = eigenvalues(operator(a), 0, tol=1e-12, max_products=40)
@@ -111,6 +114,7 @@ def test_stops_as_soon_as_the_tolerance_is_reached(x64):
     assert products[0] < products[1] < products[2]
 
 
+@pytest.mark.slow
 def test_float32_reaches_what_rounding_allows():
     a = matrix(SPECTRA["outliers"]).astype(jnp.float32)
     found = eigenvalues(operator(a), 0, k=2, tol=0.0)

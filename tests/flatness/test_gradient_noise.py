@@ -56,7 +56,7 @@ def test_spectrum_against_numpy(n):
     found = gradient_noise(network, params, data)
     size = rows.shape[1]
     assert found.eigenvalues.shape == (min(n, size),)
-    np.testing.assert_allclose(found.eigenvalues, exact[: min(n, size)], atol=1e-12 * exact[0])
+    np.testing.assert_allclose(found.eigenvalues, exact[: min(n, size)], atol=1e-12 * exact[0] + 1e-24)
     np.testing.assert_allclose(found.trace, np.trace(covariance), rtol=1e-12)
     leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
     np.testing.assert_allclose(leaves, rows.mean(0), rtol=1e-10)
@@ -68,7 +68,7 @@ def test_spectrum_against_numpy(n):
         np.testing.assert_allclose(found.threshold, exact[0] * size * np.finfo(np.float32).eps)
         assert int(found.rank) == np.sum(exact > float(found.threshold))
     else:
-        assert float(found.trace) == 0
+        assert float(found.trace) < 1e-24
 
 
 @pytest.mark.usefixtures("x64")
@@ -144,6 +144,7 @@ def test_variance_of_a_batch_by_enumeration(b):
     assert found.batch_variance(np.array([1, 2]), replacement=True).shape == (2,)
 
 
+@pytest.mark.slow
 def test_single_precision_at_the_size_of_a_small_network():
     rng = np.random.default_rng(0)
     sizes = 2.0 ** -np.arange(30)

@@ -119,6 +119,7 @@ def test_probes_and_examples_over_a_mesh_give_the_same(x64):
     np.testing.assert_allclose(found.weights, expected.weights, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_second_operator_of_the_same_shapes_compiles_nothing():
     params, data = problems.mlp_problem()
 

@@ -94,6 +94,7 @@ def test_only_masked_leaves_are_perturbed(name):
     assert abs(float(answer.mean) - expected) < 4 * float(answer.std_error)
 
 
+@pytest.mark.slow
 def test_samples_in_any_chunks_and_jit_give_the_same():
     run = lambda size: local_energy(
         relu_error_rate, relu_network(1.0), LABELED, 0, sigma=0.3, num_samples=10,

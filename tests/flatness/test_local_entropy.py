@@ -96,6 +96,7 @@ def test_quartic_which_has_no_curvature_at_its_minimum():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_flat_loss_is_exact():
     found = local_entropy(
         lambda w, _: 3 + 0 * jnp.sum(w), jnp.zeros(50), NO_DATA, 0, gamma=GAMMAS, **QUICK

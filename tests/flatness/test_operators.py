@@ -140,6 +140,7 @@ def operators(params, data, **options):
 @pytest.mark.parametrize(
     "mask", [{"w": True, "b": False, "v": True}, lambda path: path[-1].key != "b"]
 )
+@pytest.mark.slow
 def test_masks_give_diagonal_blocks(mask, x64):
     params, data = problems.mlp_problem(hidden=3)
     # Leaves in the order of ravel_pytree: b (3), v (9), w (15).
@@ -156,6 +157,7 @@ def test_masks_give_diagonal_blocks(mask, x64):
     np.testing.assert_allclose(noise.trace, jnp.trace(dense(blocks["covariance"])), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_covariance_of_gradients(x64):
     params, data = problems.mlp_problem(hidden=3)
     one = lambda x, y: ravel_pytree(jax.grad(problems.mlp)(params, (x[None], y[None])))[0]
@@ -178,6 +180,7 @@ def test_every_way_to_a_product(product, accuracy, remat, batch_size, x64):
     np.testing.assert_allclose(dense(h), expected, atol=accuracy)
 
 
+@pytest.mark.slow
 def test_finite_differences_in_float32_are_as_good_as_documented():
     h, exact = (
         dense(hessian(problems.mlp, PARAMS, DATA, product=product))
@@ -224,6 +227,7 @@ def test_a_loss_that_is_no_mean_is_told_once(loss):
     hessian(loss, W, X, batch_size=4)
 
 
+@pytest.mark.slow
 def test_nan_stops_at_the_first_product():
     h = hessian(problems.quadratic, W, X.at[3, 2].set(jnp.nan))
     found = eigenvalues(h, 0, k=2)
@@ -254,6 +258,7 @@ def test_an_easy_eigenvalue_takes_few_products():
     assert bool(found.converged)
 
 
+@pytest.mark.slow
 def test_a_basis_of_the_users_size(x64):
     values = jnp.linspace(0, 1, 100) ** 3
     a = Operator.from_matvec(lambda v: values * v, values)
@@ -274,6 +279,7 @@ def test_eigenvalues_hold_one_basis():
     assert used < (1.1 * vectors + 2 * k) * size * 4
 
 
+@pytest.mark.slow
 def test_a_spectrum_of_many_steps_holds_no_basis_and_is_right(x64):
     """Ghosts share the weight of the eigenvalue they copy: means over the spectrum stay right."""
     values = jnp.asarray(np.concatenate([1e-2 * RNG.normal(size=400), [30.0, 20.0, -10.0]]))

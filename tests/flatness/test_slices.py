@@ -34,6 +34,7 @@ def test_pruned_filters_stay_at_zero():
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.slow
 def test_values_are_those_at_the_points(batch_size, x64):
     params, data = problems.mlp_problem()
     first, second = (filter_normalized_direction(params, seed) for seed in (1, 2))

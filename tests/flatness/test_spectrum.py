@@ -16,6 +16,7 @@ def operator_spectrum(matvec, like, key, **options):
     return spectrum(Operator.from_matvec(matvec, like), key, **options)
 
 
+@pytest.mark.slow
 def test_whole_space_gives_exact_gauss_quadrature(x64):
     """With all steps taken, nodes are the eigenvalues and weights the start's squared parts."""
     params, data = jnp.ones(18), jnp.asarray(RNG.normal(size=(40, 18)))
@@ -37,6 +38,7 @@ def test_whole_space_gives_exact_gauss_quadrature(x64):
     assert float(found.top.bound) == pytest.approx(0, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_moments_lie_in_their_bars_at_the_stated_rate(x64):
     """Over 200 keys, mean +- t_9(0.975) standard errors holds the truth 95 % of the time."""
     eigenvalues = np.concatenate([RNG.normal(size=50), [6.0, -4.0]])
@@ -74,6 +76,7 @@ def test_density_is_the_broadened_spectrum(x64):
 
 
 @pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.slow
 def test_low_rank_keeps_its_zero_eigenvalues(rank, x64):
     values = jnp.asarray([4.0, -2.0, 1.0][:rank] + [0.0] * (40 - rank))
     found = operator_spectrum(lambda v: values * v, values, 0, num_steps=20, num_probes=2)
@@ -95,6 +98,7 @@ def test_residual_bounds_hold(x64):
 
 
 @pytest.mark.parametrize("probe_batch_size", [2, 5])
+@pytest.mark.slow
 def test_probes_together_or_one_by_one(probe_batch_size, x64):
     params, data = problems.mlp_problem()
     run = lambda size: spectrum(
@@ -104,6 +108,7 @@ def test_probes_together_or_one_by_one(probe_batch_size, x64):
         np.testing.assert_allclose(ours, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_solutions_equals_the_loop(x64):
     params, data = problems.mlp_problem()
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)

@@ -120,6 +120,7 @@ def test_between_measurements_nothing_is_computed():
     assert "dot_general" not in outside
 
 
+@pytest.mark.slow
 def test_outside_the_compiled_step_it_is_the_same():
     path, updates, records = train(FOLLOW, PARAMS, DATA, num_steps=3)
     update = jax.jit(FOLLOW.update, donate_argnums=0)
@@ -136,6 +137,7 @@ def test_outside_the_compiled_step_it_is_the_same():
                 np.testing.assert_allclose(ours, expected[i], rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_are_measured_in_float32():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)

@@ -11,6 +11,9 @@ from scipy.special import log_ndtr, logsumexp
 
 from entropix.replica_theory import franz_parisi_of_cross_entropy
 
+# The theory in small is in the doctests; here are its curves.
+pytestmark = pytest.mark.slow
+
 ALPHA = 0.4
 DISTANCE = np.array([0.15, 0.1, 0.07, 0.05])
 GAMMA = np.array([1.0, 2.0, 4.0])[:, None]
@@ -60,7 +63,6 @@ def posterior(q, beta, gamma):
 
 
 @pytest.mark.parametrize("row", [0, 1])
-@pytest.mark.slow
 def test_references_have_no_entropy_in_a_direct_summation(minima, row):
     q, beta = float(minima.reference_overlap[row, 0]), float(minima.beta[row, 0])
     overlap = lambda q_hat: DZ @ np.tanh(np.sqrt(q_hat) * Z) ** 2

@@ -77,6 +77,7 @@ def test_large_committee_table(x64):
     assert_table(table, 6e-6, weights="spherical", num_hidden=math.inf)
 
 
+@pytest.mark.slow
 def test_spherical_potential_is_stationary_and_right_in_another_quadrature(x64):
     alpha, distance = 1.0, 0.3
     p = math.sqrt(1 - distance)
@@ -98,6 +99,7 @@ def test_spherical_potential_is_stationary_and_right_in_another_quadrature(x64):
     assert abs(away) > 2e-2
 
 
+@pytest.mark.slow
 def test_at_the_typical_overlap_it_is_the_typical_entropy(x64):
     """Two typical solutions are at the overlap q; there the reference says nothing."""
     for alpha, weights in ((0.6, "binary"), (1.2, "spherical")):
@@ -118,6 +120,7 @@ def test_at_the_typical_overlap_it_is_the_typical_entropy(x64):
     ("weights", "num_hidden"),
     [("binary", 1), pytest.param("spherical", math.inf, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_curves_stay_below_the_annealed_bound(weights, num_hidden, x64):
     distance = np.array([0.4, 0.3, 0.2, 0.1, 0.05])
     curve = franz_parisi(0.5, distance, weights=weights, num_hidden=num_hidden)
@@ -132,6 +135,7 @@ def test_curves_stay_below_the_annealed_bound(weights, num_hidden, x64):
 
 
 @pytest.mark.parametrize("weights", ["binary", "spherical"])
+@pytest.mark.slow
 def test_small_loads_cost_one_pattern_at_a_time(weights, x64):
     """First order in alpha: a pattern right by u > 0 leaves Phi(p u / sqrt(1 - p^2)) of weights."""
     alpha, distance = 1e-3, np.array([0.3, 0.1])

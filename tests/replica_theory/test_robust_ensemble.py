@@ -10,6 +10,9 @@ from scipy.special import log_ndtr, logsumexp
 
 from entropix.replica_theory import robust_ensemble, wide_minima
 
+# The theory in small is in the doctests; here are its curves.
+pytestmark = pytest.mark.slow
+
 # All calls have this shape, and share one program.
 ALPHA = np.array([0.75, 0.77, 0.4, 0.75])
 DISTANCE = np.array([0.05, 0.05, 0.1, 0.1])
@@ -81,7 +84,6 @@ def fixed():
 
 
 @pytest.mark.parametrize("point", [0, 1, 2])
-@pytest.mark.slow
 def test_without_external_entropy_the_independent_functional_is_stationary(best, point):
     answer = jax.tree.map(lambda x: x[point], best)
     functional = Functional(ALPHA[point], 1 - 2 * DISTANCE[point], float(answer.replicas))
@@ -118,7 +120,6 @@ def test_known_entropies_and_numbers_of_replicas(best):
     np.testing.assert_allclose(best.residual, 0, atol=1e-9)
 
 
-@pytest.mark.slow
 def test_many_replicas_are_infinitely_many(fixed, x64):
     limit = wide_minima(0.75, 0.1, weights="binary")
     np.testing.assert_allclose(fixed.entropy[3], limit.entropy, atol=1e-7)
@@ -144,7 +145,6 @@ def test_slope_of_the_curve_is_the_attraction(x64):
     assert float(rise) == pytest.approx(2 * float(jnp.mean(curve.attraction)), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_curve_breaks_up_above_0_767(x64):
     curves = robust_ensemble(jnp.array([[0.766], [0.768]]), jnp.array([0.042, 0.05]))
     assert curves.converged.tolist() == [[True, True], [False, True]]

@@ -39,6 +39,7 @@ def test_shift_is_the_maximum(log_delta, x64):
 
 
 @pytest.mark.parametrize("output", ["majority", pytest.param("parity", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_shifts_of_three_units_are_the_maximum_on_a_grid(output, x64):
     variance, log_delta = 0.2, 0.5
     axis = np.linspace(-3, 3, 61)

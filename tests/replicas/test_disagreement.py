@@ -42,6 +42,7 @@ def test_replicas_that_agree_and_replicas_near_the_largest_number():
         replicas.disagreement(jnp.ones((1, 3)))
 
 
+@pytest.mark.slow
 def test_noise_of_the_gradient_spreads_replicas_along_the_sharp_directions():
     """On a quadratic with noise of covariance H, they are the top eigenvectors."""
     turn = np.linalg.qr(RNG.normal(size=(30, 30)))[0]

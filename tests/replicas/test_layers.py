@@ -11,7 +11,7 @@ from tests.replicas.networks import NETWORKS, batches, make_step, optimizer, sta
 from tests.replicas.programs import between, collectives, inside_conditionals
 
 Y, STEPS = 8, 4
-QUICK = {"mlp", "conv"}
+QUICK = {"conv"}
 ALL = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NETWORKS],

@@ -106,8 +106,10 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("algorithm", "y", "axis"),
     [
-        ("replicated_adam", 2, "model"), ("replicated_adam", 4, "data"),
-        ("elastic_sgd", 4, "model"), ("parle", 2, "data"),
+        ("replicated_adam", 2, "model"),
+        pytest.param("replicated_adam", 4, "data", marks=pytest.mark.slow),
+        pytest.param("elastic_sgd", 4, "model", marks=pytest.mark.slow),
+        ("parle", 2, "data"),
     ],
 )  # fmt: skip
 def test_replicas_divided_over_devices(algorithm, y, axis):

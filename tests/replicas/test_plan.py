@@ -90,7 +90,9 @@ def assert_same(actual, expected):
 
 @ALL
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 def test_many_devices_give_what_one_gives(algorithm, backend, devices):
     plan = replicas.plan(Y, devices=devices, backend=backend)
     actual, expected = on_devices(algorithm, plan), on_one_device(algorithm)
@@ -180,6 +182,7 @@ def test_counters_are_shared():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_each_replica_keeps_its_own_key(backend):
     """Noise differs from replica to replica, and is the same however they lie on devices."""
     plan = replicas.plan(4, devices=2, backend=backend)

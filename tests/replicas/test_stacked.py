@@ -24,6 +24,7 @@ def as_matrix(stack):
     )
 
 
+@pytest.mark.slow
 def test_copies_perturbed_copies_and_initializations():
     params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(100_000)}
     copies = replicas.replicate(params, 3)
@@ -76,6 +77,7 @@ def test_resize_keeps_the_center(size):
         np.testing.assert_array_equal(matrix, old)
 
 
+@pytest.mark.slow
 def test_the_optimizer_state_follows_its_replica():
     tx = optax.chain(entropix.couple_replicas(0.1, center="moving", axis=0), optax.adam(0.1))
     state = tx.init(STACK)
@@ -197,6 +199,7 @@ def test_replicas_in_bfloat16_are_averaged_in_float32():
     shapes=st.lists(st.tuples(st.integers(0, 3)), max_size=4),
 )
 @settings(max_examples=15, deadline=None)
+@pytest.mark.slow
 def test_resize_of_any_number_keeps_the_center(y, new, shapes):
     rng = np.random.default_rng(y)
     stack = [jnp.asarray(rng.normal(size=(y, *shape)), jnp.float32) for shape in [(2,), *shapes]]

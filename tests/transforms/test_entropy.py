@@ -83,6 +83,7 @@ def test_eval_params_of_a_subset_and_of_two_groups():
     assert jnp.all(held["b"] != params["b"])
 
 
+@pytest.mark.slow
 def test_eval_params_of_vmapped_replicas():
     tx = entropix.entropy_sgd(inner_steps=3)
     params = jnp.arange(6.0).reshape(2, 3)

@@ -284,6 +284,7 @@ def test_partial_coupling_of_one_layer():
     np.testing.assert_allclose(as_vector(stacked(tx, replica_starts())), x, **LAWS)
 
 
+@pytest.mark.slow
 def test_replicated_training_on_a_smoothed_loss():
     """The layer-wise local entropy is one more loss: replicas of it are coupled like any other."""
     smooth = entropix.losses.local_entropy_loss(
