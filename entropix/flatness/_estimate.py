@@ -66,8 +66,11 @@ def probe_keys(key: jax.Array | int, num_probes: Any) -> jax.Array:
       ValueError: ``num_probes`` is below 1, or not the number of keys.
     """
     check_integer("num_probes", num_probes, at_least=1)
-    is_typed = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
-    if is_typed and jnp.ndim(key) == 1:
+    if (
+        isinstance(key, jax.Array)
+        and key.ndim == 1
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
         if key.shape[0] != num_probes:
             raise ValueError(
                 f"key must be one key or num_probes = {num_probes}, got {key.shape[0]}"

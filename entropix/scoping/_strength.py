@@ -47,6 +47,7 @@ def largest_stable_gamma(
       >>> print(f"{largest_stable_gamma(0.1, every=10, momentum=0.9):.3f}")
       0.374
       >>> cap = 0.5 * largest_stable_gamma(0.1, every=10, momentum=0.9)
+      >>> from entropix.scoping import exponential_to
       >>> gamma = exponential_to(1e-3, 1e4, steps=1000, cap=cap)
 
     Reference:

@@ -56,7 +56,9 @@ def test_spectrum_against_numpy(n):
     found = gradient_noise(network, params, data)
     size = rows.shape[1]
     assert found.eigenvalues.shape == (min(n, size),)
-    np.testing.assert_allclose(found.eigenvalues, exact[: min(n, size)], atol=1e-12 * exact[0] + 1e-24)
+    np.testing.assert_allclose(
+        found.eigenvalues, exact[: min(n, size)], atol=1e-12 * exact[0] + 1e-24
+    )
     np.testing.assert_allclose(found.trace, np.trace(covariance), rtol=1e-12)
     leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
     np.testing.assert_allclose(leaves, rows.mean(0), rtol=1e-10)
