@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
@@ -37,14 +37,14 @@ class Beliefs(NamedTuple):
         fields, or for spherical weights precisions and fields. # shape=(M, K, n)
     """
 
-    mean: jax.Array
-    variance: jax.Array
-    free_entropy: jax.Array
+    mean: Float[Array, "*batch K n"]
+    variance: Float[Array, "*batch K n"]
+    free_entropy: Float[Array, "*batch"]
     entropy: jax.Array
-    steps: jax.Array
-    residual: jax.Array
-    converged: jax.Array
-    contradicted: jax.Array
+    steps: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
+    contradicted: Bool[Array, "*batch"]
     messages: Any
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix._checks import check_number
 from entropix.committee._arguments import message_passing, stop_when
@@ -35,15 +35,15 @@ class LocalEntropyCurve(NamedTuple):
         # shape=(G,), dtype=bool
     """
 
-    strength: jax.Array
-    overlap: jax.Array
-    distance: jax.Array
-    entropy: jax.Array
+    strength: Float[Array, "*batch G"]
+    overlap: Float[Array, "*batch G"]
+    distance: Float[Array, "*batch G"]
+    entropy: Float[Array, "*batch G"]
     relative_entropy: jax.Array
-    steps: jax.Array
-    residual: jax.Array
-    converged: jax.Array
-    contradicted: jax.Array
+    steps: Int[Array, "*batch G"]
+    residual: Float[Array, "*batch G"]
+    converged: Bool[Array, "*batch G"]
+    contradicted: Bool[Array, "*batch G"]
 
 
 def local_entropy_curve(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from entropix.committee._messages import (
     Node,
@@ -36,9 +37,9 @@ class Stop(NamedTuple):
       tolerance: of the residual. # shape=()
     """
 
-    damping: jax.Array
-    max_steps: jax.Array
-    tolerance: jax.Array
+    damping: Float[Array, "*batch"]
+    max_steps: Int[Array, "*batch"]
+    tolerance: Float[Array, "*batch"]
 
 
 class FixedPoint(NamedTuple):
@@ -58,11 +59,11 @@ class FixedPoint(NamedTuple):
     messages: Any
     sums: Any
     total: Any
-    multiplier: jax.Array
-    mean: jax.Array
-    steps: jax.Array
-    residual: jax.Array
-    damping: jax.Array
+    multiplier: Float[Array, "*batch"]
+    mean: Float[Array, "*batch K n"]
+    steps: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    damping: Float[Array, "*batch"]
 
 
 # (sums of the messages, multiplier of the sweep before) -> (totals of the weights, multiplier)
@@ -168,8 +169,8 @@ class FreeEntropy(NamedTuple):
         # shape=(), dtype=bool
     """
 
-    value: jax.Array
-    contradicted: jax.Array
+    value: Float[Array, "*batch"]
+    contradicted: Bool[Array, "*batch"]
 
 
 def free_entropy(

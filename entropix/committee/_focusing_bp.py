@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix._checks import check_number
 from entropix._keys import check_key, fresh_key
@@ -34,8 +34,8 @@ class Protocol(NamedTuple):
       replicas: y, at least 1, not necessarily an integer, may be infinite. # shape=(T,)
     """
 
-    gamma: jax.Array
-    replicas: jax.Array
+    gamma: Float[Array, "*batch T"]
+    replicas: Float[Array, "*batch T"]
 
 
 def rising_coupling(gamma: Any, replicas: float = float("inf")) -> Protocol:
@@ -106,12 +106,12 @@ class FocusingHistory(NamedTuple):
       damping: what the damping had become. # shape=(T,)
     """
 
-    gamma: jax.Array
-    replicas: jax.Array
-    errors: jax.Array
-    steps: jax.Array
-    residual: jax.Array
-    damping: jax.Array
+    gamma: Float[Array, "*batch T"]
+    replicas: Float[Array, "*batch T"]
+    errors: Int[Array, "*batch T"]
+    steps: Int[Array, "*batch T"]
+    residual: Float[Array, "*batch T"]
+    damping: Float[Array, "*batch T"]
 
 
 class FocusingBP(NamedTuple):
@@ -128,10 +128,10 @@ class FocusingBP(NamedTuple):
     """
 
     weights: jax.Array
-    errors: jax.Array
-    solved: jax.Array
-    stages: jax.Array
-    mean: jax.Array
+    errors: Int[Array, "*batch"]
+    solved: Bool[Array, "*batch"]
+    stages: Int[Array, "*batch"]
+    mean: Float[Array, "*batch K n"]
     history: FocusingHistory
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer
@@ -24,11 +25,11 @@ class Learned(NamedTuple):
       history: errors after each pass, -1 for those not needed. # shape=(E,), dtype=int32
     """
 
-    weights: jax.Array
-    errors: jax.Array
-    solved: jax.Array
-    epochs: jax.Array
-    history: jax.Array
+    weights: Float[Array, "*batch K n"]
+    errors: Int[Array, "*batch"]
+    solved: Bool[Array, "*batch"]
+    epochs: Int[Array, "*batch"]
+    history: Int[Array, "*batch E"]
 
 
 def learning(

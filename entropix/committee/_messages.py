@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._gaussian import log_tail
 from entropix.committee import _nodes
@@ -41,8 +42,8 @@ class Problem(NamedTuple):
       labels: sigma. # shape=(M,)
     """
 
-    patterns: jax.Array
-    labels: jax.Array
+    patterns: Float[Array, "*batch M N"]
+    labels: Float[Array, "*batch M"]
 
 
 def no_messages(model: Committee, num_patterns: int, dtype: Any) -> Any:

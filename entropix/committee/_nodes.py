@@ -31,8 +31,8 @@ class Sums(NamedTuple):
       variance: # shape=(M, K)
     """
 
-    mean: jax.Array
-    variance: jax.Array
+    mean: Float[Array, "*batch M K"]
+    variance: Float[Array, "*batch M K"]
 
     @property
     def scaled(self) -> jax.Array:
@@ -145,8 +145,8 @@ class Channel(NamedTuple):
       curvature: Gamma, minus its second derivative. # shape=(M, K)
     """
 
-    slope: jax.Array
-    curvature: jax.Array
+    slope: Float[Array, "*batch M K"]
+    curvature: Float[Array, "*batch M K"]
 
 
 def channel(sums: Sums, down: jax.Array | None) -> Channel:

@@ -23,8 +23,8 @@ class Examples(NamedTuple):
       labels: sigma, each +1 or -1. # shape=(M,)
     """
 
-    patterns: jax.Array
-    labels: jax.Array
+    patterns: Float[Array, "*batch M N"]
+    labels: Float[Array, "*batch M"]
 
 
 def random_patterns(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Real
+from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
@@ -23,9 +23,9 @@ class NoiseRobustness(NamedTuple):
       std_error: of the mean, over the draws of the noise. # shape=(R,)
     """
 
-    rate: jax.Array
-    mean: jax.Array
-    std_error: jax.Array
+    rate: Float[Array, "*batch R"]
+    mean: Float[Array, "*batch R"]
+    std_error: Float[Array, "*batch R"]
 
 
 def noise_robustness(

@@ -143,12 +143,12 @@ class _Population(NamedTuple):
       done: whether the last level was the solutions. # shape=(), dtype=bool
     """
 
-    across: jax.Array
-    energy: jax.Array
-    log_share: jax.Array
-    length: jax.Array
-    levels: jax.Array
-    done: jax.Array
+    across: Float[Array, "*batch P Kn"]
+    energy: Float[Array, "*batch P"]
+    log_share: Float[Array, "*batch"]
+    length: Float[Array, "*batch"]
+    levels: Int[Array, "*batch"]
+    done: Bool[Array, "*batch"]
 
 
 @functools.partial(

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 Potential = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -43,9 +44,9 @@ class Gaussian(NamedTuple):
       modes: orthonormal rows V, none for an isotropic Gaussian. # shape=(k, d)
     """
 
-    gamma: jax.Array
-    stiffness: jax.Array
-    modes: jax.Array
+    gamma: Float[Array, "*batch"]
+    stiffness: Float[Array, "*batch k"]
+    modes: Float[Array, "*batch k d"]
 
     def power(self, exponent: float, vector: jax.Array) -> jax.Array:
         """P^exponent times a vector."""
@@ -71,9 +72,9 @@ class Chain(NamedTuple):
       gradient: of U at d. # shape=(d,)
     """
 
-    displacement: jax.Array
-    energy: jax.Array
-    gradient: jax.Array
+    displacement: Float[Array, "*batch d"]
+    energy: Float[Array, "*batch"]
+    gradient: Float[Array, "*batch d"]
 
 
 class Moments(NamedTuple):

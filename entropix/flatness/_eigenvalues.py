@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
@@ -30,7 +31,7 @@ class Eigenvalues(NamedTuple):
       converged: whether every residual is below tol times the largest absolute eigenvalue.
     """
 
-    eigenvalues: jax.Array
+    eigenvalues: Float[Array, "*batch k"]
     eigenvectors: Any
     residuals: jax.Array
     num_products: jax.Array

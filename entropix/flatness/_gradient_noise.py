@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -47,11 +48,11 @@ class GradientNoise(NamedTuple):
     """
 
     eigenvalues: jax.Array
-    residual_norms: jax.Array
-    threshold: jax.Array
-    rank: jax.Array
-    participation_ratio: jax.Array
-    trace: jax.Array
+    residual_norms: Float[Array, "*batch m"]
+    threshold: Float[Array, "*batch"]
+    rank: Int[Array, "*batch"]
+    participation_ratio: Float[Array, "*batch"]
+    trace: Float[Array, "*batch"]
     gradient: Any
     num_examples: int
     num_parameters: int

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer
 from entropix.flatness._basis import Basis, empty_basis, orthogonalize, write
@@ -26,9 +27,9 @@ class Lanczos(NamedTuple):
         m, rows beyond t being 0; None unless asked for.
     """
 
-    diagonal: jax.Array
-    off_diagonal: jax.Array
-    residual_norm: jax.Array
+    diagonal: Float[Array, "*batch m"]
+    off_diagonal: Float[Array, "*batch m-1"]
+    residual_norm: Float[Array, "*batch"]
     num_steps: jax.Array
     basis: Any
 

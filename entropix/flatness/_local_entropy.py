@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -50,20 +51,20 @@ class LocalEntropy(NamedTuple):
       log_volume: -beta f(x), the limit of F at large gamma. # shape=()
     """
 
-    gamma: jax.Array
-    value: jax.Array
-    std_error: jax.Array
+    gamma: Float[Array, "*batch S"]
+    value: Float[Array, "*batch S"]
+    std_error: Float[Array, "*batch S"]
     quadrature_error: jax.Array
     gradient: Any
     gradient_std_error: Any
-    node_gamma: jax.Array
-    mean_squared_displacement: jax.Array
-    displacement_std_error: jax.Array
-    acceptance: jax.Array
-    effective_samples: jax.Array
-    r_hat: jax.Array
-    virial_z: jax.Array
-    log_volume: jax.Array
+    node_gamma: Float[Array, "*batch K"]
+    mean_squared_displacement: Float[Array, "*batch K"]
+    displacement_std_error: Float[Array, "*batch K"]
+    acceptance: Float[Array, "*batch K"]
+    effective_samples: Float[Array, "*batch K"]
+    r_hat: Float[Array, "*batch K"]
+    virial_z: Float[Array, "*batch K"]
+    log_volume: Float[Array, "*batch"]
 
     def diagnosis(self) -> str:
         """What is wrong with the chains, a line for each node at fault; empty if nothing is."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -31,9 +32,9 @@ class Sharpness(NamedTuple):
       base: the loss at the parameters. # shape=()
     """
 
-    mean: jax.Array
-    std_error: jax.Array
-    base: jax.Array
+    mean: Float[Array, "*batch"]
+    std_error: Float[Array, "*batch"]
+    base: Float[Array, "*batch"]
 
 
 def sam_sharpness(

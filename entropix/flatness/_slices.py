@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
@@ -28,10 +29,10 @@ class Barrier(NamedTuple):
       distance: Euclidean distance between the solutions. # shape=()
     """
 
-    positions: jax.Array
-    values: jax.Array
-    barrier: jax.Array
-    distance: jax.Array
+    positions: Float[Array, "*batch G"]
+    values: Float[Array, "*batch G"]
+    barrier: Float[Array, "*batch"]
+    distance: Float[Array, "*batch"]
 
 
 def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:

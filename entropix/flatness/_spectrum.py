@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer
 from entropix.flatness._estimate import (
@@ -41,12 +42,12 @@ class Spectrum(NamedTuple):
       rounding: the unit of rounding of the products, relative to their size. # shape=()
     """
 
-    nodes: jax.Array
-    weights: jax.Array
-    residuals: jax.Array
+    nodes: Float[Array, "*batch P m"]
+    weights: Float[Array, "*batch P m"]
+    residuals: Float[Array, "*batch P m"]
     num_steps: jax.Array
-    dimension: jax.Array
-    rounding: jax.Array
+    dimension: Float[Array, "*batch"]
+    rounding: Float[Array, "*batch"]
 
     def moment(self, order: int) -> Estimate:
         """Trace of the operator's power: the sum of all eigenvalues to that power."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Real
+from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_number
 from entropix._gaussian import LOG_SQRT_2PI, hazard, log_tail
@@ -78,12 +78,12 @@ class _Posterior(NamedTuple):
       errors: probability of a negative stability. # shape=()
     """
 
-    own: jax.Array
-    probability: jax.Array
-    log_sum: jax.Array
-    pull: jax.Array
-    loss: jax.Array
-    errors: jax.Array
+    own: Float[Array, "*batch X A"]
+    probability: Float[Array, "*batch X A"]
+    log_sum: Float[Array, "*batch X"]
+    pull: Float[Array, "*batch X"]
+    loss: Float[Array, "*batch"]
+    errors: Float[Array, "*batch"]
 
 
 class _Typical(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 # Compiling takes seconds, so every number of points up to a power of it shares a program.
 _STRIDE = 8
@@ -19,7 +20,7 @@ class Points(NamedTuple):
     """
 
     arguments: tuple[jax.Array, ...]
-    wanted: jax.Array
+    wanted: Bool[Array, "*batch P"]
 
 
 def padded(*arguments: jax.Array) -> Points:

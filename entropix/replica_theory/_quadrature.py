@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 class Quadrature(NamedTuple):
@@ -15,8 +16,8 @@ class Quadrature(NamedTuple):
       weights: summing to 1. # shape=(G,)
     """
 
-    nodes: jax.Array
-    weights: jax.Array
+    nodes: Float[Array, "*batch G"]
+    weights: Float[Array, "*batch G"]
 
 
 def gaussian_quadrature(spacing: float, reach: float = 9.0) -> Quadrature:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Solution(NamedTuple):
@@ -18,9 +19,9 @@ class Solution(NamedTuple):
     """
 
     x: jax.Array
-    residual: jax.Array
-    iterations: jax.Array
-    converged: jax.Array
+    residual: Float[Array, "*batch"]
+    iterations: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
 
 
 def find_root(
