@@ -11,17 +11,17 @@ from tests.committee.exhaustive import counted, outputs
 # The machine, its patterns, and the largest error of the entropy per weight: that of the loops, on
 # up to 300 instances. Where nothing went wrong but the loops, most errors are ten times smaller.
 MACHINES = [
-    (Committee(15), 6, 0.09),
-    (Committee(17), 9, 0.09),
-    (Committee(17), 13, 0.12),
-    (Committee(15, 3), 6, 0.10),
-    (Committee(15, 3), 10, 0.13),
-    (Committee(5, 3, "full"), 6, 0.14),
-    (Committee(15, 3, output="parity"), 6, 0.04),
-    (Committee(14, 2, output="parity"), 6, 0.08),
+    (Committee(15), 6, 0.10),
+    (Committee(17), 9, 0.10),
+    (Committee(17), 13, 0.125),
+    (Committee(15, 3), 6, 0.13),
+    (Committee(15, 3), 10, 0.185),
+    (Committee(5, 3, "full"), 6, 0.24),
+    (Committee(15, 3, output="parity"), 6, 0.06),
+    (Committee(14, 2, output="parity"), 6, 0.105),
     (Committee(7, 2, "full", output="parity"), 5, 0.12),
     (Committee(12, 4, output="parity"), 5, 0.10),
-    (Committee(3, 4, "full", output="parity"), 4, 0.16),
+    (Committee(3, 4, "full", output="parity"), 4, 0.175),
 ]
 QUICK = (0, 3, 7)
 
@@ -46,7 +46,6 @@ def solve(model, num_patterns, num_instances, node):
     + [pytest.param(*machine, 300, marks=pytest.mark.slow) for machine in MACHINES],
     ids=str,
 )
-@pytest.mark.slow
 def test_what_converges_is_right(model, num_patterns, largest, num_instances):
     """By default: and with solutions at hand nearly everything converges."""
     found, numbers = solve(model, num_patterns, num_instances, None)
@@ -70,7 +69,8 @@ def test_saturated_gaussian_nodes_say_that_they_are_contradicted(num_instances):
     assert not np.any(found.converged & found.contradicted)
     assert np.mean(found.contradicted) < 0.2
     errors = np.abs(found.entropy - np.log(numbers)) / 15
-    assert np.max(errors[~found.contradicted]) < 0.09
+    assert np.sum(~found.converged & ~found.contradicted) <= 2
+    assert np.max(errors[found.converged]) < 0.09
 
 
 @pytest.mark.parametrize(

@@ -54,4 +54,5 @@ def test_processes_give_what_one_device_gives(processes, devices):
         for algorithm in ALGORITHMS:
             expected, _ = on_one_device(algorithm)
             for name, leaf in found["params"][algorithm].items():
-                np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-6)
+                # Sums over processes are added up in another order: some rounding in 50 steps.
+                np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=5e-6)
