@@ -115,3 +115,12 @@ def check_float_leaves(name: str, tree: Any) -> None:
             )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{name} must hold floating-point arrays, got {dtype} at {name}{where}")
+
+
+def required(params: Any) -> Any:
+    """The parameters, or an error where ``update`` was called without them."""
+    if params is None:
+        raise ValueError(
+            "params must be passed to update: tx.update(grads, state, params), got None"
+        )
+    return params

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_below, check_float_leaves, check_integer, check_number
+from entropix._checks import check_below, check_float_leaves, check_integer, check_number, required
 from entropix.transforms._branch import apply_when
 from entropix.transforms._langevin import at
 from entropix.transforms._replica_axes import replica_axes
@@ -117,10 +117,7 @@ def couple_replicas(
     def update_fn(
         updates: optax.Updates, state: CoupleReplicasState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, CoupleReplicasState]:
-        if params is None:
-            raise ValueError(
-                "params must be passed to update: tx.update(grads, state, params), got None"
-            )
+        params = required(params)
         replicas.check_stack(params, at_least=2)
         replicas.check_names(at_least=2)
         coupling = at(gamma, state.step) * every

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_below, check_float_leaves, check_integer, check_number
+from entropix._checks import check_below, check_float_leaves, check_integer, check_number, required
 from entropix.transforms._average_updates import checked
 from entropix.transforms._branch import apply_when
 from entropix.transforms._exchange import Compression, Exchange
@@ -180,10 +180,7 @@ def diloco(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, DiLoCoState]:
-        if params is None:
-            raise ValueError(
-                "params must be passed to update: tx.update(grads, state, params), got None"
-            )
+        params = required(params)
         replicas.check_stack(params, at_least=1)
         replicas.check_names(at_least=1)
         anchor = apply_when(

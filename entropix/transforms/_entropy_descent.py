@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from entropix._checks import required
 from entropix.transforms._branch import apply_when
 from entropix.transforms._grad_fn_descent import descent_with_grad_fn
 from entropix.transforms._inner_loop import (
@@ -13,7 +14,6 @@ from entropix.transforms._inner_loop import (
     EntropyDescentState,
     InnerLoop,
     is_known_zero,
-    required,
 )
 
 

@@ -7,7 +7,8 @@ import jax
 import optax
 from jaxtyping import Array, Int
 
-from entropix.transforms._inner_loop import Course, EntropyDescentState, InnerLoop, required
+from entropix._checks import required
+from entropix.transforms._inner_loop import Course, EntropyDescentState, InnerLoop
 
 
 def entropy_descent_with_grad_fn(

@@ -190,12 +190,3 @@ class InnerLoop:
 def is_known_zero(number: Any) -> bool:
     """Whether a hyper-parameter is 0 for good: a Python number, no array that may change."""
     return isinstance(number, (int, float)) and number == 0
-
-
-def required(params: PyTree | None) -> PyTree:
-    """The parameters, or an error where ``update`` was called without them."""
-    if params is None:
-        raise ValueError(
-            "params must be passed to update: tx.update(grads, state, params), got None"
-        )
-    return params
