@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -73,7 +74,7 @@ def group_step(step: Step, state: PyTree, batch: PyTree, replicas: int) -> tuple
         jax.eval_shape(lambda state, batch: _vmapped(traced, state, batch, GROUPS), state, batch)
     new, answer = traced(*inputs)
     new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new, state)
-    return new_state, jax.tree.map(lambda x: x[None], answer)
+    return new_state, jax.tree.map(lambda x: jnp.expand_dims(x, 0), answer)
 
 
 def _vmapped(step: Step, state: PyTree, batch: PyTree, name: str) -> tuple[PyTree, PyTree]:
