@@ -45,12 +45,12 @@ def test_replicas_that_agree_and_replicas_near_the_largest_number():
 @pytest.mark.slow
 def test_noise_of_the_gradient_spreads_replicas_along_the_sharp_directions():
     """On a quadratic with noise of covariance H, they are the top eigenvectors."""
-    turn = np.linalg.qr(RNG.normal(size=(30, 30)))[0]
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(30, 30)))[0]
     curvatures = np.array([100.0, 60.0, 30.0, *np.full(27, 0.01)])
     hessian = jnp.asarray(turn * curvatures @ turn.T, jnp.float32)
     root = jnp.asarray(turn * np.sqrt(curvatures) @ turn.T, jnp.float32)
     tx = entropix.replicated_sgd(1e-3, gamma=1e-3, every=5, momentum=None, axis=0)
-    x = jnp.zeros((8, 30))
+    x = jnp.zeros((32, 30))
     state = tx.init(x)
     for key in jax.random.split(jax.random.key(0), 40):
         noise = jax.random.normal(key, x.shape) @ root
@@ -58,4 +58,5 @@ def test_noise_of_the_gradient_spreads_replicas_along_the_sharp_directions():
         x = x + updates
     directions = rows(replicas.disagreement(x).directions)[:3]
     overlap = np.linalg.svd(directions @ turn[:, :3])[1]
-    assert overlap.min() > 0.99
+    # 0.9991 at worst over 12 seeds; the error falls as one over the number of replicas.
+    assert overlap.min() > 0.998
