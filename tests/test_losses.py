@@ -251,14 +251,14 @@ def test_the_loss_is_never_compiled_more_than_once_per_shape():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"radius": -0.1}, ValueError, "radius must be finite and >= 0, got -0.1"),
-        ({"radius": "big"}, TypeError, "radius must be a number, got 'big'"),
-        ({"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
-        ({"samples": 2.5}, TypeError, "samples must be an integer >= 1, got 2.5"),
-        ({"sharpness": 0}, ValueError, "sharpness must be finite and > 0, got 0"),
-        ({"sharpness": math.nan}, ValueError, "sharpness must be finite and > 0, got nan"),
-        ({"chunk": 0}, ValueError, "chunk must be an integer >= 1, got 0"),
-        ({"loss": 3}, TypeError, r"loss must be a function of \(params, batch\), got 3"),
+        ({"radius": -0.1}, ValueError, "radius .*got -0.1"),
+        ({"radius": "big"}, TypeError, "radius .*got 'big'"),
+        ({"samples": 0}, ValueError, "samples .*got 0"),
+        ({"samples": 2.5}, TypeError, "samples .*got 2.5"),
+        ({"sharpness": 0}, ValueError, "sharpness .*got 0"),
+        ({"sharpness": math.nan}, ValueError, "sharpness .*got nan"),
+        ({"chunk": 0}, ValueError, "chunk .*got 0"),
+        ({"loss": 3}, TypeError, r"loss .*got 3"),
     ],
 )
 @pytest.mark.parametrize("smooth", CUBES)
@@ -268,9 +268,9 @@ def test_bad_arguments_of_the_cubes(smooth, arguments, error, message):
 
 
 def test_bad_arguments_of_the_gaussian():
-    with pytest.raises(ValueError, match="std must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"std .*got -1"):
         gaussian_smoothed_loss(problems.mlp, std=-1, samples=2)
-    with pytest.raises(ValueError, match="samples must be even when antithetic, got 3"):
+    with pytest.raises(ValueError, match=r"samples .*got 3"):
         gaussian_smoothed_loss(problems.mlp, std=1.0, samples=3)
 
 

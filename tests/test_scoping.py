@@ -78,15 +78,15 @@ def test_converters():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: scoping.exponential(-1, 0.1), "gamma_0 must be finite and >= 0, got -1"),
-        (lambda: scoping.exponential(1, -1), "gamma_1 must be finite and > -1, got -1"),
-        (lambda: scoping.exponential_to(1, 0, 10), "factor must be finite and > 0, got 0"),
-        (lambda: scoping.exponential_to(1, 2, 0), "steps must be an integer >= 1, got 0"),
-        (lambda: scoping.linear(1, -1), "gamma_1 must be finite and >= 0, got -1"),
-        (lambda: scoping.saturating(1, 0), "tau must be finite and > 0, got 0"),
-        (lambda: scoping.cosine(1, -2, 10), "gamma_end must be finite and >= 0, got -2"),
-        (lambda: scoping.linear(1, 1, cap=-1), "cap must be finite and >= 0, got -1"),
-        (lambda: scoping.from_easgd(1.0, 0.1, every=0), "every must be an integer >= 1, got 0"),
+        (lambda: scoping.exponential(-1, 0.1), "gamma_0 .*got -1"),
+        (lambda: scoping.exponential(1, -1), "gamma_1 .*got -1"),
+        (lambda: scoping.exponential_to(1, 0, 10), "factor .*got 0"),
+        (lambda: scoping.exponential_to(1, 2, 0), "steps .*got 0"),
+        (lambda: scoping.linear(1, -1), "gamma_1 .*got -1"),
+        (lambda: scoping.saturating(1, 0), "tau .*got 0"),
+        (lambda: scoping.cosine(1, -2, 10), "gamma_end .*got -2"),
+        (lambda: scoping.linear(1, 1, cap=-1), "cap .*got -1"),
+        (lambda: scoping.from_easgd(1.0, 0.1, every=0), "every .*got 0"),
     ],
 )
 def test_bad_input(build, message):

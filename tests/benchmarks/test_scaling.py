@@ -66,7 +66,7 @@ def test_a_small_table(tmp_path):
         ({"replicas": (2, 4)}, "must hold 1, which the others are compared with"),
         ({"devices": (1, 0)}, r"--devices takes numbers of at least 1, got \(1, 0\)"),
         ({"devices": (1, 64), "replicas": (1, 64)}, "--devices: 64 asked for, 8 are there"),
-        ({"rounds": 1}, "--rounds must be at least 2, got 1"),
+        ({"rounds": 1}, "--rounds .*got 1"),
         ({"model": "giant"}, "model 'giant' is unknown"),
     ],
 )

@@ -65,7 +65,7 @@ def test_run_writes_every_figure(clock, monkeypatch, tmp_path, capsys):
 
 
 def test_impossible_values_are_refused():
-    with pytest.raises(UsageError, match="--rounds must be at least 2, got 1"):
+    with pytest.raises(UsageError, match=r"--rounds .*got 1"):
         main.run(main.Speed(rounds=1))
     with pytest.raises(UsageError, match=r"section 'nothing' is unknown; accepted: training"):
         main.run(main.Speed(sections=("nothing",)))

@@ -112,10 +112,10 @@ def test_the_references_norm_does_not_matter_for_spherical_weights():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(weights=jnp.ones((3, 5))), r"weights must have shape \(1, 15\), got \(3, 5\)"),
+        (dict(weights=jnp.ones((3, 5))), r"weights .*got \(3, 5\)"),
         (dict(weights=jnp.full((1, 15), 0.5)), r"weights must each be \+1 or -1.*got 0.5"),
         (dict(strengths=jnp.array([-1.0])), "strengths must be finite and >= 0"),
-        (dict(strengths=jnp.array(1.0)), r"strengths must have shape \(G,\), got \(\)"),
+        (dict(strengths=jnp.array(1.0)), r"strengths .*got \(\)"),
         (dict(labels=jnp.array([2.0])), r"labels must each be \+1 or -1, got 2.0"),
     ],
 )

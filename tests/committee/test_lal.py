@@ -214,12 +214,12 @@ def test_replicated_pass_is_that_of_plain_numpy(x64):
         (least_action_learning, SPHERE, dict(max_epochs=0), "max_epochs must.*>= 1, got 0"),
         (least_action_learning, SPHERE, dict(init=jnp.ones(9)), r"init must have shape \(3, 33\)"),
         (least_action_learning, SPHERE, dict(labels=jnp.zeros(1)), r"labels must each be \+1 or"),
-        (entropic_lal, SPHERE, dict(replicas=1), "replicas must be an integer >= 2, got 1"),
-        (entropic_lal, SPHERE, dict(attraction=-1.0), "attraction must be finite and >= 0"),
-        (entropic_lal, Committee(99, 3), {}, "model must have spherical weights, got binary"),
-        (replicated_lal, Committee(99, 3), dict(replicas=4), "replicas must be odd, got 4"),
-        (replicated_lal, Committee(99, 3), dict(batch_size=0), "batch_size must be an integer"),
-        (replicated_lal, SPHERE, {}, "model must have binary weights, got spherical"),
+        (entropic_lal, SPHERE, dict(replicas=1), "replicas .*got 1"),
+        (entropic_lal, SPHERE, dict(attraction=-1.0), "attraction .*got -1.0"),
+        (entropic_lal, Committee(99, 3), {}, "model .*got binary"),
+        (replicated_lal, Committee(99, 3), dict(replicas=4), "replicas .*got 4"),
+        (replicated_lal, Committee(99, 3), dict(batch_size=0), "batch_size .*got 0"),
+        (replicated_lal, SPHERE, {}, "model .*got spherical"),
     ],
 )
 def test_impossible_input_is_refused_by_name(learn, model, change, message):

@@ -87,7 +87,7 @@ def test_the_teacher_makes_no_error(model):
         (dict(num_inputs=20, num_hidden=2), "num_hidden must be odd for a majority.*got 2"),
         (dict(num_inputs=20, num_hidden=3), "num_hidden must divide num_inputs.*3 and 20"),
         (dict(num_inputs=20), "must be odd in number for binary weights.*got 20"),
-        (dict(num_inputs=0), "num_inputs must be an integer >= 1, got 0"),
+        (dict(num_inputs=0), "num_inputs .*got 0"),
         (dict(num_inputs=5, architecture="ring"), "architecture must be of.*'ring'"),
         (dict(num_inputs=5, output="sum"), "output must be of.*'sum'"),
         (dict(num_inputs=5, weights="ternary"), "weights must be of.*'ternary'"),

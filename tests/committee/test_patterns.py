@@ -77,21 +77,21 @@ def test_shuffling_keeps_biases_and_destroys_correlations():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: random_patterns(Committee(9), 0.0, 0), "alpha must be finite and > 0, got 0.0"),
+        (lambda: random_patterns(Committee(9), 0.0, 0), "alpha .*got 0.0"),
         (lambda: random_patterns(Committee(9), 0.01, 0), "alpha must give 1 pattern or more.*0.01"),
         (
             lambda: random_patterns(Committee(9), 1.0, 0, distribution="cauchy"),
             "distribution must be of.*'cauchy'",
         ),
-        (lambda: binarize(jnp.ones(3)), r"images must have shape \(M, ...\), got \(3,\)"),
+        (lambda: binarize(jnp.ones(3)), r"images .*got \(3,\)"),
         (lambda: binarize(jnp.ones((3, 2)), jnp.ones(3)), r"thresholds must.*\(2,\), got \(3,\)"),
         (
             lambda: two_classes(jnp.ones((4, 1)), np.array([0, 0, 1, 1]), (0, 1), 3, 0),
-            "per_class must be at most the examples of class 0, 2, got 3",
+            "per_class .*got 3",
         ),
         (
             lambda: two_classes(jnp.ones((4, 1)), np.array([0, 0, 1, 1]), (1, 1), 1, 0),
-            r"pair must be of two different classes, got \(1, 1\)",
+            r"pair .*got \(1, 1\)",
         ),
     ],
 )

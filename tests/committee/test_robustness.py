@@ -46,10 +46,10 @@ def test_inputs_that_hardly_vary_are_hardly_flipped():
     [
         (dict(rates=jnp.array([0.6])), "rates must be .*0.6"),
         (dict(rates=jnp.array([-0.1])), "rates must be finite and >= 0"),
-        (dict(num_samples=1), "num_samples must be an integer >= 2, got 1"),
+        (dict(num_samples=1), "num_samples .*got 1"),
         (dict(patterns=jnp.ones((2, 201))), "patterns must differ in some input"),
         (dict(patterns=jnp.zeros((2, 201))), r"patterns must each be \+1 or -1, got 0.0"),
-        (dict(weights=jnp.ones((3, 67))), r"weights must have shape \(1, 201\), got \(3, 67\)"),
+        (dict(weights=jnp.ones((3, 67))), r"weights .*got \(3, 67\)"),
     ],
 )
 def test_impossible_input_is_refused_by_name(change, message):

@@ -114,12 +114,12 @@ def test_its_solutions_are_wider_than_those_of_least_action_learning():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(model=Committee(99, 3)), "model must have spherical weights, got binary"),
-        (dict(beta=0.0), "beta must be finite and > 0, got 0.0"),
-        (dict(gamma=-1.0), "gamma must be finite and > 0, got -1.0"),
-        (dict(growth=0.9), "growth must be finite and >= 1, got 0.9"),
-        (dict(batch_size=0), "batch_size must be an integer >= 1, got 0"),
-        (dict(replicas=1), "replicas must be an integer >= 2, got 1"),
+        (dict(model=Committee(99, 3)), "model .*got binary"),
+        (dict(beta=0.0), "beta .*got 0.0"),
+        (dict(gamma=-1.0), "gamma .*got -1.0"),
+        (dict(growth=0.9), "growth .*got 0.9"),
+        (dict(batch_size=0), "batch_size .*got 0"),
+        (dict(replicas=1), "replicas .*got 1"),
         (dict(labels=jnp.zeros(50)), r"labels must each be \+1 or -1, got 0.0"),
     ],
 )

@@ -120,10 +120,10 @@ def test_jit_equals_eager():
     [
         (lambda p: probability_current(p[:, :1], 0), ValueError, "k >= 2 components"),
         (lambda p: probability_current(p[:100], 0), ValueError, "T >= 101 recorded steps"),
-        (lambda p: probability_current(p, 0, num_blocks=1), ValueError, "num_blocks must be"),
+        (lambda p: probability_current(p, 0, num_blocks=1), ValueError, "num_blocks .*got 1"),
         (lambda p: probability_current(p, None), TypeError, "key must be"),
         (lambda p: current_field(np.repeat(p, 2, 1)), ValueError, "2 components, got 4"),
-        (lambda p: current_field(p, num_bins=0), ValueError, "num_bins must be an integer >= 1"),
+        (lambda p: current_field(p, num_bins=0), ValueError, "num_bins .*got 0"),
         (lambda p: current_field(p, extent=((0, 1), (1, 1))), ValueError, "extent must be"),
         (lambda p: current_field(p * np.inf), ValueError, "coordinates must be finite"),
     ],

@@ -131,7 +131,7 @@ def test_under_jit_and_vmap():
         (lambda: periodogram(walk(0) * np.nan, 0), ValueError, "coordinates must be finite"),
         (lambda: periodogram(walk(0) * [1, 0], 0), ValueError, r"components \[1\] do not"),
         (lambda: periodogram(walk(0), 0.5), TypeError, "key must be .* got 0.5"),
-        (lambda: periodogram(walk(0), 0, level=1), ValueError, "level must be .* < 1, got 1"),
+        (lambda: periodogram(walk(0), 0, level=1), ValueError, "level .*got 1"),
         (lambda: periodogram(walk(0), 0, num_surrogates=0), ValueError, "num_surrogates must be"),
         (lambda: autocorrelation(walk(0), 0, num_lags=400), ValueError, "num_lags must be below"),
         (lambda: random_projection({"a": np.ones((3, 2)), "b": np.ones((4, 2))}, 0), ValueError,

@@ -125,12 +125,12 @@ def test_float32_reaches_what_rounding_allows():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": 0}, ValueError, "k must be an integer >= 1, got 0"),
-        ({"k": 9}, ValueError, "k must be at most the number of parameters 8, got 9"),
-        ({"tol": -1.0}, ValueError, "tol must be finite and >= 0, got -1.0"),
-        ({"which": "middle"}, ValueError, "which must be 'largest', 'smallest' or 'both'"),
-        ({"max_products": 0}, ValueError, "max_products must be an integer >= 10, got 0"),
-        ({"key": "a"}, TypeError, "key must be an integer seed or .*'a'"),
+        ({"k": 0}, ValueError, "k .*got 0"),
+        ({"k": 9}, ValueError, "k .*got 9"),
+        ({"tol": -1.0}, ValueError, "tol .*got -1.0"),
+        ({"which": "middle"}, ValueError, "which .*got 'middle'"),
+        ({"max_products": 0}, ValueError, "max_products .*got 0"),
+        ({"key": "a"}, TypeError, "key .*got 'a'"),
     ],
 )
 def test_bad_input(arguments, error, message):

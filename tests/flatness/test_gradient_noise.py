@@ -272,15 +272,15 @@ def test_bad_options():
 
     found = noise()
     for call, error, message in (
-        (lambda: noise(num_steps=0), ValueError, "num_steps must be an integer >= 1, got 0"),
-        (lambda: noise(rank_threshold=1.0), ValueError, "rank_threshold must be .* < 1, got 1.0"),
-        (lambda: noise(rank_threshold=-1), ValueError, "rank_threshold must be .* >= 0"),
-        (lambda: noise(batch_size=0), ValueError, "batch_size must be an integer >= 1"),
-        (lambda: noise(key="a"), TypeError, "key must be an integer seed"),
+        (lambda: noise(num_steps=0), ValueError, "num_steps .*got 0"),
+        (lambda: noise(rank_threshold=1.0), ValueError, "rank_threshold .*got 1.0"),
+        (lambda: noise(rank_threshold=-1), ValueError, "rank_threshold .*got -1"),
+        (lambda: noise(batch_size=0), ValueError, "batch_size .*got 0"),
+        (lambda: noise(key="a"), TypeError, "key .*got 'a'"),
         (lambda: found.batch_variance(0, replacement=True), ValueError, "batch_size must be"),
         (lambda: found.batch_variance(7, replacement=False), ValueError, "< 7, got 7"),
         (lambda: layers(minibatch_size=4), ValueError, "at most half of the 6 examples, got 4"),
-        (lambda: layers(minibatch_size=0), ValueError, "minibatch_size must be"),
+        (lambda: layers(minibatch_size=0), ValueError, "minibatch_size .*got 0"),
         (lambda: layers(minibatch_size=2, minibatches_at_once=0), ValueError, "minibatches_at"),
         (lambda: layers(minibatch_size=2, group=lambda _: None), ValueError, "group must put"),
     ):

@@ -152,5 +152,5 @@ def no_compilation():
 
 def test_too_many_parameters_for_a_dense_matrix():
     params = {"w": jnp.zeros((100, 100))}
-    with pytest.raises(ValueError, match="operator must have N <= 8192 dimensions, got 10000"):
+    with pytest.raises(ValueError, match=r"operator .*got 10000"):
         dense(hessian(lambda p, x: jnp.mean(p["w"]) * jnp.mean(x), params, jnp.ones(3)))

@@ -150,8 +150,8 @@ def test_basis_is_updated_in_place():
 @pytest.mark.parametrize(
     ("matvec", "v0", "num_steps", "error", "message"),
     [
-        (lambda v: v, jnp.ones(3), 0, ValueError, "num_steps must be an integer >= 1, got 0"),
-        (lambda v: v, jnp.ones(3), 2.5, TypeError, "num_steps must be an integer >= 1, got 2.5"),
+        (lambda v: v, jnp.ones(3), 0, ValueError, "num_steps .*got 0"),
+        (lambda v: v, jnp.ones(3), 2.5, TypeError, "num_steps .*got 2.5"),
         (lambda v: v, jnp.arange(3), 2, TypeError, "floating-point arrays, got int32"),
         (lambda v: v[:2], jnp.ones(3), 2, ValueError, "shapes of its argument"),
         (lambda v: v, {}, 2, ValueError, "at least one array"),

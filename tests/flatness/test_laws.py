@@ -160,5 +160,5 @@ def test_bad_problems(name):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_bad_batch_size(name):
-    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"batch_size .*got 0"):
         ESTIMATORS[name](problems.mlp, PARAMS, DATA, 0)

@@ -166,14 +166,14 @@ def test_draws_are_normal_and_of_their_own_for_each_leaf():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sigma": -0.1}, ValueError, "sigma must be finite and >= 0, got -0.1"),
+        ({"sigma": -0.1}, ValueError, "sigma .*got -0.1"),
         ({"sigma": jnp.array([0.1, -1.0])}, ValueError, "sigma must be finite and >= 0"),
-        ({"num_samples": 1}, ValueError, "num_samples must be an integer >= 2, got 1"),
-        ({"kind": "relative"}, ValueError, "kind must be 'multiplicative' or 'additive', got 'rel"),
-        ({"mask": {"in": 1.0, "out": True}}, TypeError, "mask must hold booleans, got 1.0"),
+        ({"num_samples": 1}, ValueError, "num_samples .*got 1"),
+        ({"kind": "relative"}, ValueError, "kind .*got 'relative'"),
+        ({"mask": {"in": 1.0, "out": True}}, TypeError, "mask .*got 1.0"),
         ({"mask": {"in": False, "out": False}}, ValueError, "mask must choose at least one leaf"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an integer >= 1, got 0"),
-        ({"sample_batch_size": 0}, ValueError, "sample_batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size .*got 0"),
+        ({"sample_batch_size": 0}, ValueError, "sample_batch_size .*got 0"),
         ({"objective": lambda p, b: b[0]}, ValueError, "must be a floating-point scalar"),
     ],
 )

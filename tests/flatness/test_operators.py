@@ -268,7 +268,7 @@ def test_a_basis_of_the_users_size(x64):
     for size in (4, 9):
         found = eigenvalues(a, 0, k=3, basis_size=size, tol=1e-7, max_products=3000)
         np.testing.assert_allclose(found.eigenvalues, values[:-4:-1], atol=1e-9)
-    with pytest.raises(ValueError, match="basis_size must be an integer >= 4, got 3"):
+    with pytest.raises(ValueError, match=r"basis_size .*got 3"):
         eigenvalues(a, 0, k=3, basis_size=3)
 
 
@@ -429,7 +429,7 @@ def test_parameters_over_a_mesh_give_what_one_device_gives_and_gather_no_vector(
         (
             lambda: lanczos(hessian(problems.quadratic, W, X), 0 * W, 2),
             ValueError,
-            "v0 must be finite and not 0, got one of norm 0.0",
+            "v0 .*got one of norm 0.0",
         ),
     ],
 )

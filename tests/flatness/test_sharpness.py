@@ -69,9 +69,9 @@ def test_jit_and_vmap_over_radii(x64):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"radius": -1.0}, "radius must be finite and >= 0, got -1.0"),
-        ({"num_steps": 0}, "num_steps must be an integer >= 1, got 0"),
-        ({"group_size": 0}, "group_size must be an integer >= 1, got 0"),
+        ({"radius": -1.0}, "radius .*got -1.0"),
+        ({"num_steps": 0}, "num_steps .*got 0"),
+        ({"group_size": 0}, "group_size .*got 0"),
         ({"group_size": 4, "batch_size": 2}, "batch_size must be None where group_size is given"),
     ],
 )

@@ -74,15 +74,15 @@ def test_no_barrier_on_a_convex_function():
 
 def test_bad_input():
     w, x = jnp.ones(3), jnp.eye(3)
-    with pytest.raises(ValueError, match="directions must be one or two pytrees, got 3"):
+    with pytest.raises(ValueError, match=r"directions .*got 3"):
         loss_slice(problems.quadratic, w, x, [w, w, w], jnp.zeros(2))
     with pytest.raises(ValueError, match=r"directions\[1\] must have the shapes of params"):
         loss_slice(problems.quadratic, w, x, [w, jnp.ones(2)], jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"coordinates must have one axis, got shape \(\)"):
+    with pytest.raises(ValueError, match=r"coordinates .*got shape \(\)"):
         loss_slice(problems.quadratic, w, x, [w], jnp.zeros(()))
     with pytest.raises(ValueError, match="other_params must have the shapes of params"):
         linear_barrier(problems.quadratic, w, {"w": w}, x)
-    with pytest.raises(ValueError, match="num_points must be an integer >= 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_points .*got 1"):
         linear_barrier(problems.quadratic, w, w, x, num_points=1)
     with pytest.raises(TypeError, match=r"key must be .*got .a."):
         filter_normalized_direction(w, "a")

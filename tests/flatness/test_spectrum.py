@@ -136,12 +136,12 @@ def test_one_probe_has_no_error_bar():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be an integer >= 1, got 0"),
-        ({"num_probes": 0}, "num_probes must be an integer >= 1, got 0"),
-        ({"probe_batch_size": 0}, "probe_batch_size must be an integer >= 1, got 0"),
+        ({"num_steps": 0}, "num_steps .*got 0"),
+        ({"num_probes": 0}, "num_probes .*got 0"),
+        ({"probe_batch_size": 0}, "probe_batch_size .*got 0"),
         (
             {"key": jax.random.split(jax.random.key(0), 3)},
-            "key must be one key or num_probes = 10, got 3",
+            "key .*got 3",
         ),
     ],
 )

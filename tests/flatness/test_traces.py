@@ -61,7 +61,7 @@ def test_network(x64):
 def test_bad_input():
     with pytest.raises(ValueError, match="method must be 'xtrace' or 'hutchinson', got 'x'"):
         operator_trace(lambda v: v, jnp.ones(4), 0, method="x")
-    with pytest.raises(ValueError, match="num_probes must be an integer >= 4, got 3"):
+    with pytest.raises(ValueError, match=r"num_probes .*got 3"):
         operator_trace(lambda v: v, jnp.ones(4), 0, num_probes=3)
-    with pytest.raises(ValueError, match="num_probes must be an integer >= 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_probes .*got 1"):
         operator_trace(lambda v: v, jnp.ones(4), 0, num_probes=1, method="hutchinson")

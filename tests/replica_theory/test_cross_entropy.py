@@ -161,11 +161,11 @@ def test_minima_lie_in_dense_regions(minima):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(alpha=0.0), ValueError, "alpha must be finite and > 0"),
-        (dict(distance=1.5), ValueError, "distance must be finite and > 0 and < 1, got 1.5"),
-        (dict(gamma=0.0), ValueError, "gamma must be finite and > 0, got 0.0"),
-        (dict(gamma="steep"), TypeError, "gamma must be a number, got 'steep'"),
-        (dict(beta=-1.0), ValueError, "beta must be finite and > 0, got -1.0"),
+        (dict(alpha=0.0), ValueError, "alpha .*got 0.0"),
+        (dict(distance=1.5), ValueError, "distance .*got 1.5"),
+        (dict(gamma=0.0), ValueError, "gamma .*got 0.0"),
+        (dict(gamma="steep"), TypeError, "gamma .*got 'steep'"),
+        (dict(beta=-1.0), ValueError, "beta .*got -1.0"),
     ],
 )
 def test_bad_input(arguments, error, message, x64):

@@ -176,11 +176,11 @@ def test_curves_have_gradients(x64):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(distance=0.0), ValueError, "distance must be finite and > 0 and < 1, got 0.0"),
-        (dict(distance=1.0), ValueError, "distance must be finite and > 0 and < 1, got 1.0"),
-        (dict(alpha=-1.0), ValueError, "alpha must be finite and >= 0, got -1.0"),
-        (dict(num_hidden=3), ValueError, "num_hidden must be 1 or math.inf, got 3"),
-        (dict(weights="real"), ValueError, "weights must be"),
+        (dict(distance=0.0), ValueError, "distance .*got 0.0"),
+        (dict(distance=1.0), ValueError, "distance .*got 1.0"),
+        (dict(alpha=-1.0), ValueError, "alpha .*got -1.0"),
+        (dict(num_hidden=3), ValueError, "num_hidden .*got 3"),
+        (dict(weights="real"), ValueError, "weights .*got 'real'"),
     ],
 )
 def test_bad_input(arguments, error, message, x64):

@@ -163,10 +163,10 @@ def test_traced_arguments_are_accepted(x64):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(alpha=0.0), ValueError, "alpha must be finite and > 0"),
-        (dict(distance=1.5), ValueError, "distance must be finite and > 0 and < 1, got 1.5"),
-        (dict(replicas=1.0), ValueError, "replicas must be finite and > 1, got 1.0"),
-        (dict(replicas="many"), TypeError, "replicas must be a number, got 'many'"),
+        (dict(alpha=0.0), ValueError, "alpha .*got 0.0"),
+        (dict(distance=1.5), ValueError, "distance .*got 1.5"),
+        (dict(replicas=1.0), ValueError, "replicas .*got 1.0"),
+        (dict(replicas="many"), TypeError, "replicas .*got 'many'"),
     ],
 )
 def test_bad_input(arguments, error, message, x64):

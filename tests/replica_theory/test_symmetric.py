@@ -270,12 +270,12 @@ def test_same_shapes_compile_once(x64):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(alpha=-0.1), ValueError, "alpha must be finite and >= 0, got -0.1"),
-        (dict(alpha="0.1"), TypeError, "alpha must be a number"),
+        (dict(alpha=-0.1), ValueError, "alpha .*got -0.1"),
+        (dict(alpha="0.1"), TypeError, "alpha .*got '0.1'"),
         (dict(alpha=math.inf), ValueError, "alpha must be finite"),
-        (dict(weights="ternary"), ValueError, "weights must be 'binary' or 'spherical'"),
-        (dict(num_hidden=4), ValueError, "num_hidden must be an odd integer or math.inf"),
-        (dict(num_hidden=2.5), TypeError, "num_hidden must be an integer >= 1, got 2.5"),
+        (dict(weights="ternary"), ValueError, "weights .*got 'ternary'"),
+        (dict(num_hidden=4), ValueError, "num_hidden .*got 4"),
+        (dict(num_hidden=2.5), TypeError, "num_hidden .*got 2.5"),
         (dict(num_hidden=3, margin=0.1), ValueError, "margin must be 0 for a committee"),
         (dict(margin=math.nan), ValueError, "margin must be finite"),
     ],
@@ -296,5 +296,5 @@ def test_single_precision_is_refused():
         lambda: capacity(weights="binary"),
         de_almeida_thouless_load,
     ):
-        with pytest.raises(ValueError, match="jax_enable_x64 must be True, got False"):
+        with pytest.raises(ValueError, match=r"jax_enable_x64 .*got False"):
             call()

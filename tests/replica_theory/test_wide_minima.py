@@ -199,15 +199,15 @@ def test_slope_of_the_curve_is_its_derivative(x64):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(alpha=0.0), ValueError, "alpha must be finite and > 0"),
-        (dict(distance=1.5), ValueError, "distance must be finite and > 0 and < 1, got 1.5"),
-        (dict(output="vote"), ValueError, "output must be 'majority' or 'parity', got 'vote'"),
-        (dict(num_hidden=4), ValueError, "num_hidden must be an odd integer or math.inf"),
-        (dict(num_hidden=0), ValueError, "num_hidden must be an integer >= 1, got 0"),
+        (dict(alpha=0.0), ValueError, "alpha .*got 0.0"),
+        (dict(distance=1.5), ValueError, "distance .*got 1.5"),
+        (dict(output="vote"), ValueError, "output .*got 'vote'"),
+        (dict(num_hidden=4), ValueError, "num_hidden .*got 4"),
+        (dict(num_hidden=0), ValueError, "num_hidden .*got 0"),
         (
             dict(weights="binary", num_hidden=3),
             ValueError,
-            "num_hidden must be 1 for binary weights, got 3",
+            "num_hidden .*got 3",
         ),
     ],
 )

@@ -48,3 +48,15 @@ def test_the_kernel_has_no_batching_rule():
     plan = replicas.plan(4, devices=2)
     with pytest.raises(NotImplementedError, match="triple_without_batching"):
         plan.run(step)(plan.place(jnp.ones((4, 2))), plan.place_batch(np.ones((4, 2))))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_a_step_may_answer_with_a_plain_number(devices):
+    """However many replicas a device holds; each has its own entry."""
+    plan = replicas.plan(4, devices=devices)
+    state, batch = plan.place(jnp.zeros((4, 2))), plan.place_batch(np.ones((4, 2)))
+    _, answer = plan.run(lambda state, batch: (state + batch, {"loss": 0.5, "count": 3}))(
+        state, batch
+    )
+    np.testing.assert_array_equal(plan.collect(answer["loss"]), [0.5] * 4)
+    np.testing.assert_array_equal(plan.collect(answer["count"]), [3] * 4)

@@ -229,11 +229,11 @@ def test_a_step_is_compiled_once():
         ),
         (
             {"replicas": 16, "devices": 16}, ValueError,
-            "devices must be at most 8, as many as there are, got 16",
+            "devices .*got 16",
         ),
-        ({"replicas": 0}, ValueError, "replicas must be an integer >= 1, got 0"),
-        ({"replicas": 2.5}, TypeError, "replicas must be an integer >= 1, got 2.5"),
-        ({"replicas": 8, "devices": 0}, ValueError, "devices must be an integer >= 1, got 0"),
+        ({"replicas": 0}, ValueError, "replicas .*got 0"),
+        ({"replicas": 2.5}, TypeError, "replicas .*got 2.5"),
+        ({"replicas": 8, "devices": 0}, ValueError, "devices .*got 0"),
         ({"replicas": 8, "devices": ()}, ValueError, "got 8 replicas on 0 devices"),
         (
             {"replicas": 2, "backend": "pmap"}, ValueError,

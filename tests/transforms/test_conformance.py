@@ -562,5 +562,5 @@ def test_vmapped_keys_give_each_replica_its_own_noise(row):
 
 @EVERY_ROW
 def test_integer_parameters_are_refused(row):
-    with pytest.raises(TypeError, match=r"params must hold floating-point arrays, got int32.*'b'"):
+    with pytest.raises(TypeError, match=r"params .*got int32.*'b'"):
         make(row).init({"w": jnp.ones((Y, 2)), "b": jnp.ones((Y,), jnp.int32)})

@@ -15,35 +15,35 @@ SGD = optax.sgd(0.1)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"inner_steps": 0}, ValueError, "inner_steps must be an integer >= 1, got 0"),
-        ({"inner_steps": 2.5}, TypeError, "inner_steps must be an integer >= 1, got 2.5"),
-        ({"inner_steps": True}, TypeError, "inner_steps must be an integer >= 1, got True"),
-        ({"gamma": -0.1}, ValueError, "gamma must be finite and >= 0, got -0.1"),
-        ({"gamma": np.float32(np.nan)}, ValueError, "gamma must be finite and >= 0, got nan"),
-        ({"gamma": "big"}, TypeError, "gamma must be a number, got 'big'"),
-        ({"ema_decay": 1}, ValueError, "ema_decay must be finite and >= 0 and < 1, got 1"),
-        ({"ema_decay": -0.5}, ValueError, "ema_decay must be finite and >= 0 and < 1, got -0.5"),
-        ({"noise": -1e-4}, ValueError, "noise must be finite and >= 0, got -0.0001"),
+        ({"inner_steps": 0}, ValueError, "inner_steps .*got 0"),
+        ({"inner_steps": 2.5}, TypeError, "inner_steps .*got 2.5"),
+        ({"inner_steps": True}, TypeError, "inner_steps .*got True"),
+        ({"gamma": -0.1}, ValueError, "gamma .*got -0.1"),
+        ({"gamma": np.float32(np.nan)}, ValueError, "gamma .*got nan"),
+        ({"gamma": "big"}, TypeError, "gamma .*got 'big'"),
+        ({"ema_decay": 1}, ValueError, "ema_decay .*got 1"),
+        ({"ema_decay": -0.5}, ValueError, "ema_decay .*got -0.5"),
+        ({"noise": -1e-4}, ValueError, "noise .*got -0.0001"),
         (
             {"inner_learning_rate": -1},
             ValueError,
-            "inner_learning_rate must be finite and >= 0, got -1",
+            "inner_learning_rate .*got -1",
         ),
         (
             {"learning_rate": float("inf")},
             ValueError,
-            "learning_rate must be finite and >= 0, got inf",
+            "learning_rate .*got inf",
         ),
-        ({"weight_decay": -1}, ValueError, "weight_decay must be finite and >= 0, got -1"),
+        ({"weight_decay": -1}, ValueError, "weight_decay .*got -1"),
         (
             {"key": "seed"},
             TypeError,
-            "key must be an integer seed or one key of jax.random.key, got 'seed'",
+            "key .*got 'seed'",
         ),
         (
             {"key": 1.5},
             TypeError,
-            "key must be an integer seed or one key of jax.random.key, got 1.5",
+            "key .*got 1.5",
         ),
     ],
 )
@@ -54,24 +54,24 @@ def test_entropy_factories(factory, arguments, error, message):
 
 
 def test_entropy_descent_and_langevin_factories():
-    with pytest.raises(ValueError, match="noise_std must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"noise_std .*got -1"):
         entropix.entropy_descent(SGD, SGD, inner_steps=1, gamma=0.0, noise_std=-1)
-    with pytest.raises(ValueError, match="std must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"std .*got -1"):
         entropix.langevin_noise(-1)
-    with pytest.raises(ValueError, match="temperature must be finite and >= 0, got -2"):
+    with pytest.raises(ValueError, match=r"temperature .*got -2"):
         entropix.sgld(0.1, temperature=-2)
-    with pytest.raises(ValueError, match="b1 must be finite and >= 0 and < 1, got 1"):
+    with pytest.raises(ValueError, match=r"b1 .*got 1"):
         entropix.entropy_adam(0.1, b1=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"gamma": -1, "axis": 0}, ValueError, "gamma must be finite and >= 0, got -1"),
-        ({"every": 0, "axis": 0}, ValueError, "every must be an integer >= 1, got 0"),
-        ({}, ValueError, "axis or axis_name must say where the replicas are, got None and None"),
-        ({"axis": 0.5}, TypeError, "axis must be a Python integer, got 0.5"),
-        ({"axis_name": 3}, TypeError, "axis_name must be a string or a tuple of strings, got 3"),
+        ({"gamma": -1, "axis": 0}, ValueError, "gamma .*got -1"),
+        ({"every": 0, "axis": 0}, ValueError, "every .*got 0"),
+        ({}, ValueError, "axis or axis_name .*got None and None"),
+        ({"axis": 0.5}, TypeError, "axis .*got 0.5"),
+        ({"axis_name": 3}, TypeError, "axis_name .*got 3"),
         ({"axis_name": ("a", 3)}, TypeError, "axis_name must be a string or a tuple of strings"),
         ({"axis_name": ()}, ValueError, "axis or axis_name must say where the replicas are"),
     ],
@@ -84,7 +84,7 @@ def test_coupling_factory(arguments, error, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"w": jnp.ones((1, 3))}, "axis 0 of params must hold 2 replicas or more, got length 1"),
+        ({"w": jnp.ones((1, 3))}, "axis 0 of params .*got length 1"),
         (
             {"w": jnp.ones((2, 3)), "b": jnp.ones(())},
             r"replica axis of every leaf, but params\['b'\]",
@@ -106,7 +106,7 @@ def test_unknown_axis_name():
 def test_named_axis_of_one_replica():
     tx = entropix.couple_replicas(0.1, axis_name="replica")
     update = jax.vmap(lambda p: tx.update(p, tx.init(p), p)[0], axis_name="replica")
-    with pytest.raises(ValueError, match="must span 2 replicas or more, got 1"):
+    with pytest.raises(ValueError, match=r"2 replicas .*got 1"):
         update({"w": jnp.ones((1, 3))})
 
 

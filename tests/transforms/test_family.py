@@ -313,11 +313,11 @@ def test_replicated_training_on_a_smoothed_loss():
         ),
         (
             lambda: entropix.elastic_sgd(0.1, gamma=0.1, center_rate=1.5, axis=0), ValueError,
-            "center_rate must be finite and >= 0 and <= 1, got 1.5",
+            "center_rate .*got 1.5",
         ),
         (
             lambda: entropix.parle(gamma=0.1, rho=-1, axis=0), ValueError,
-            "rho must be finite and >= 0, got -1",
+            "rho .*got -1",
         ),
         (
             lambda: entropix.parle(gamma=0.1, rho=1.0), ValueError,
@@ -325,11 +325,11 @@ def test_replicated_training_on_a_smoothed_loss():
         ),
         (
             lambda: entropix.heat_sgd(gamma=-1.0), ValueError,
-            "gamma must be finite and >= 0, got -1.0",
+            "gamma .*got -1.0",
         ),
         (
             lambda: scoping.parle_schedules(0), ValueError,
-            "batches_per_epoch must be an integer >= 1, got 0",
+            "batches_per_epoch .*got 0",
         ),
         (
             lambda: entropix.parle(gamma=0.1, rho=1.0, axis=0).init(
