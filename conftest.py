@@ -30,6 +30,21 @@ jaxtyping.install_import_hook(
     "entropix", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 unwrapped_raises = pytest.raises
+# Examples in docstrings that take more than a few seconds.
+SLOW_EXAMPLES = {
+    "entropix.committee._sampling.sampled_local_entropy",
+    "entropix.flatness._local_entropy.local_entropy",
+    "entropix.replica_theory._cross_entropy.franz_parisi_of_cross_entropy",
+    "entropix.replica_theory._robust_ensemble.robust_ensemble",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow examples, before what is slow is left out."""
+    for item in items:
+        if item.name in SLOW_EXAMPLES:
+            item.add_marker(pytest.mark.slow)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", [(1, 2), (0, 1)]])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(3, 3), (5, 2), (1, 1)])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("size", [(3, 3), (5, 2), pytest.param((1, 1), marks=pytest.mark.slow)])
 def test_equals_lax(padding, stride, size):
     image_key, kernel_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(image_key, (2, 9, 8, 3))

@@ -54,6 +54,7 @@ def alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_record_of_a_run(alone):
     found = result(alone)
     assert found["step"] == 20

@@ -26,7 +26,7 @@ WHOLE = 120
 
 
 # Of the methods those that the others are variations of.
-QUICK = {"sgd", "entropy_sgd", "replicated_sgd", "parle"}
+QUICK = {"replicated_sgd"}
 
 
 def some_slow(*groups):

@@ -78,9 +78,11 @@ def test_one_pass_is_that_of_plain_numpy(model, x64):
     [
         (SPHERE, 1.0),
         pytest.param(Committee(999, 3, weights="spherical"), 1.0, marks=pytest.mark.slow),
-        (Committee(33, 3, "full", weights="spherical"), 1.0),
+        pytest.param(Committee(33, 3, "full", weights="spherical"), 1.0, marks=pytest.mark.slow),
         pytest.param(Committee(101, weights="spherical"), 1.0, marks=pytest.mark.slow),
-        (Committee(45, 3, output="parity", weights="spherical"), 1.0),
+        pytest.param(
+            Committee(45, 3, output="parity", weights="spherical"), 1.0, marks=pytest.mark.slow
+        ),
         (Committee(101), 0.2),
     ],
     ids=str,
@@ -144,8 +146,8 @@ def test_default_rates_find_wide_regions_whatever_the_network():
 @pytest.mark.parametrize(
     "model",
     [
-        Committee(45, 3, weights="spherical"),
-        Committee(101, weights="spherical"),
+        pytest.param(Committee(45, 3, weights="spherical"), marks=pytest.mark.slow),
+        pytest.param(Committee(101, weights="spherical"), marks=pytest.mark.slow),
         Committee(15, 3, "full", weights="spherical"),
     ],
     ids=str,

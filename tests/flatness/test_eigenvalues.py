@@ -35,7 +35,8 @@ def wanted(spectrum, which, k):
 
 
 @pytest.mark.parametrize(
-    "which", ["largest", pytest.param("smallest", marks=pytest.mark.slow), "both"]
+    "which",
+    [pytest.param(which, marks=pytest.mark.slow) for which in ("largest", "smallest")] + ["both"],
 )
 @pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs_of_known_spectra(name, which, x64):

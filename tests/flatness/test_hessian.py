@@ -80,7 +80,10 @@ def test_linear_network_at_its_minimum(x64):
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 7, 59, 60, 100])
+@pytest.mark.parametrize(
+    "batch_size",
+    [7, *(pytest.param(size, marks=pytest.mark.slow) for size in (None, 1, 59, 60, 100))],
+)
 def test_network_against_dense_derivatives_in_any_chunks(batch_size, x64):
     params, data = problems.mlp_problem()
     flat, unflatten = ravel_pytree(params)
@@ -99,6 +102,7 @@ def test_network_against_dense_derivatives_in_any_chunks(batch_size, x64):
     np.testing.assert_allclose(ravel_pytree(product(unflatten(v)))[0], expected @ v, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_probes_and_examples_over_a_mesh_give_the_same(x64):
     params, data = problems.mlp_problem(examples=64)
     keys = jax.random.split(jax.random.key(0), 8)

@@ -125,7 +125,7 @@ def test_ladder_integrates_the_excess_of_any_mode(ratio):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("stiffness", [None, 0.5, 6.0])
-@pytest.mark.parametrize("step_size", [0.3, 2.0])
+@pytest.mark.parametrize("step_size", [pytest.param(0.3, marks=pytest.mark.slow), 2.0])
 def test_a_step_leaves_the_target_as_it_is(step_size, stiffness):
     grid = np.linspace(-4, 4, 40_001)
     gamma = 1.5

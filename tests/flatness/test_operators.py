@@ -79,7 +79,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [None, 6])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_arrays_of_a_loss_are_arguments_traced_once_and_freed(kind, batch_size):
     traces = Traces()
@@ -169,8 +169,8 @@ def test_covariance_of_gradients(x64):
     np.testing.assert_allclose(found, np.cov(gradients.T, bias=True), atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 25])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("product", "accuracy"),
     [("forward_over_reverse", 1e-13), ("reverse_over_reverse", 1e-13), ("finite_difference", 1e-9)],

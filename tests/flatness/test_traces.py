@@ -28,6 +28,7 @@ def estimates(method, num_probes):
     return jax.vmap(one)(jax.random.split(jax.random.key(1), 200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "degrees"), [("hutchinson", 29), ("xtrace", 14)])
 def test_bars_hold_at_the_stated_rate_over_200_keys(method, degrees, x64):
     mean, std_error = estimates(method, 30)

@@ -84,6 +84,7 @@ def gradient_step(params, learning_rate):
     return jax.tree.map(lambda g: -learning_rate * g, jax.grad(problems.mlp)(params, DATA))
 
 
+@pytest.mark.slow
 def test_warm_start_needs_three_products_where_the_loss_stands_still():
     state, records = FOLLOW.init(PARAMS), []
     for _ in range(7):
@@ -162,6 +163,7 @@ def test_the_largest_eigenvalue_may_be_negative():
     assert float(still.sharpness) == pytest.approx(-1, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_recovers_from_a_loss_that_overflows():
     state = FOLLOW.init(PARAMS)
     spoiled = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)

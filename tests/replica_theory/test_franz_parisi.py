@@ -149,6 +149,7 @@ def test_small_loads_cost_one_pattern_at_a_time(weights, x64):
     )
 
 
+@pytest.mark.slow
 def test_loads_beyond_the_capacity_are_reported(x64):
     binary = franz_parisi(jnp.array([0.8, 0.9]), 0.1, weights="binary")
     assert binary.beyond_capacity.tolist() == [False, True]

@@ -35,7 +35,7 @@ def test_half_line_rule_is_exact_for_what_is_not_smooth_at_zero(spacing, x64):
         np.testing.assert_allclose(mean, erfcx(steepness / np.sqrt(2)), atol=1e-12)
 
 
-@pytest.mark.parametrize("units", [1, 3, 5])
+@pytest.mark.parametrize("units", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_symmetric_nodes_integrate_symmetric_functions(units, x64):
     nodes, weights = symmetric_nodes(units, None if units <= 3 else 2**14)
     np.testing.assert_allclose(jnp.sum(weights), 1, rtol=1e-12)
@@ -45,7 +45,7 @@ def test_symmetric_nodes_integrate_symmetric_functions(units, x64):
     np.testing.assert_allclose(growth, np.exp(units / 8), rtol=1e-10 if units <= 3 else 2e-3)
 
 
-@pytest.mark.parametrize("units", [1, 3, 5])
+@pytest.mark.parametrize("units", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_output_probabilities_equal_the_sum_over_hidden_signs(units, x64):
     fields = np.random.default_rng(units).normal(size=units) * 2
     signs = np.array(np.meshgrid(*[[-1, 1]] * units)).reshape(units, -1).T

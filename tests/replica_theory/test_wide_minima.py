@@ -130,6 +130,7 @@ def test_widest_minima_are_wider_than_typical_solutions(x64):
         assert np.all(np.diff(wide) < 0)
 
 
+@pytest.mark.slow
 def test_binary_point_of_the_table(x64):
     found = wide_minima(0.75, 0.05, weights="binary")
     assert float(found.entropy) == pytest.approx(0.04798, abs=1.2e-5)

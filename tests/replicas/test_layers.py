@@ -66,6 +66,7 @@ def test_replicas_that_have_devices_of_their_own(name, devices):
     assert found[0].computation in inside_conditionals(many.text)
 
 
+@pytest.mark.slow
 @ALL
 def test_devices_that_share_a_replica(name):
     """Two replicas on eight devices: batch statistics and dropout of the whole mini-batch."""

@@ -106,7 +106,7 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("algorithm", "y", "axis"),
     [
-        ("replicated_adam", 2, "model"),
+        pytest.param("replicated_adam", 2, "model", marks=pytest.mark.slow),
         pytest.param("replicated_adam", 4, "data", marks=pytest.mark.slow),
         pytest.param("elastic_sgd", 4, "model", marks=pytest.mark.slow),
         ("parle", 2, "data"),

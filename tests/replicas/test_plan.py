@@ -37,6 +37,19 @@ ALGORITHMS = {
     ),
 }
 ALL = pytest.mark.parametrize("algorithm", ALGORITHMS)
+# Every algorithm on the default backend and one on the others are quick, the rest is slow.
+SOME = pytest.mark.parametrize(
+    ("algorithm", "backend"),
+    [
+        pytest.param(
+            algorithm,
+            backend,
+            marks=() if backend == "jit" or algorithm == "elastic_sgd" else pytest.mark.slow,
+        )
+        for algorithm in ALGORITHMS
+        for backend in BACKENDS
+    ],
+)
 
 
 def one_replica_step(tx):
@@ -88,8 +101,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-@ALL
-@pytest.mark.parametrize("backend", BACKENDS)
+@SOME
 @pytest.mark.parametrize(
     "devices", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
 )
@@ -127,8 +139,7 @@ def test_stacked_coupling_is_mapped_coupling():
     assert_same(params, on_one_device("replicated_sgd")[0])
 
 
-@ALL
-@pytest.mark.parametrize("backend", BACKENDS)
+@SOME
 def test_the_only_traffic_is_one_all_reduce_inside_the_conditional(algorithm, backend):
     """On 8 devices, whatever the number of leaves."""
     plan = replicas.plan(2 * Y, devices=8, backend=backend)

@@ -92,9 +92,9 @@ TRANSFORMS = {
         ("axis", "delay"), "blend",
     ),
 }  # fmt: skip
-# Every law holds for every row. Two rows that go through most of the code are held to all laws in
+# Every law holds for every row. A row that goes through most of the code is held to all laws in
 # the quick tests, the others to the laws that are quick to test; the rest is slow.
-QUICK = ("entropy_sgd", "elastic_sgd")
+QUICK = ("entropy_sgd",)
 EVERY_ROW = pytest.mark.parametrize("row", TRANSFORMS.values(), ids=TRANSFORMS)
 ROWS = pytest.mark.parametrize(
     "row",

@@ -84,6 +84,11 @@ def final_error(tx, key, replicas=None):
 KEYS = jax.random.split(jax.random.key(1), SEEDS)
 
 
+def some_slow(names):
+    quick = ("entropy_sgd", "replicated_sgd")
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
 def mean_error(tx, replicas=None):
     errors = jax.jit(lambda: jax.lax.map(lambda key: final_error(tx, key, replicas), KEYS))()
     return float(np.mean(errors))
@@ -98,13 +103,13 @@ def tuned_sgd():
     return float(jax.jit(lambda: jax.lax.map(of_rate, jnp.array([0.03, 0.1, 0.3])))().min())
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@pytest.mark.parametrize("name", some_slow(DEFAULTS))
 def test_defaults_reach_tuned_sgd(name):
     error = mean_error(DEFAULTS[name])
     assert error < tuned_sgd() + 1
 
 
-@pytest.mark.parametrize("name", REPLICATED)
+@pytest.mark.parametrize("name", some_slow(REPLICATED))
 def test_defaults_of_replicas_reach_tuned_sgd(name):
     error = mean_error(REPLICATED[name], REPLICAS)
     assert error < tuned_sgd() + 1

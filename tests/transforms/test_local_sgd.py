@@ -592,7 +592,7 @@ def test_compression_is_exact_when_nothing_is_lost(dtype, where):
     assert all(not leaf.any() for leaf in jax.tree.leaves(state.residual))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("how", ["vmap", "shard_map"])
 def test_compression_is_the_same_wherever_the_replicas_are(how, dtype):
     make = lambda **where: entropix.diloco(

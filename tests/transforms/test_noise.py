@@ -57,7 +57,7 @@ def test_one_state_for_vmapped_updates(tx):
 
 
 @EACH
-@pytest.mark.parametrize("keys_are_stacked", [True, False])
+@pytest.mark.parametrize("keys_are_stacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_replicas_nested_in_groups(tx, keys_are_stacked):
     """One state for all, or one for each member that all groups share."""
     grouped = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), STACK)
@@ -131,6 +131,7 @@ def test_pmapped_copies_draw_the_same_and_keys_make_replicas():
     assert num_distinct(jax.pmap(replica, devices=devices)(keys, STACK)) == Y
 
 
+@pytest.mark.slow
 @EACH
 def test_stack_states_and_copied_replicas(tx):
     state = entropix.replicas.stack_states(tx.init, STACK)
