@@ -46,7 +46,8 @@ def recompute_batch_stats(
       Statistics like ``batch_stats``.
 
     Raises:
-      ValueError: ``batches`` is empty, or ``apply`` does not average: m is not in [0, 1).
+      ValueError: ``batches`` is empty; the statistics are not finite, as of weights that diverged;
+        ``apply`` does not average: m is not in [0, 1).
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -78,6 +79,13 @@ def recompute_batch_stats(
         examples += size
     if kept is None:
         raise ValueError("batches must yield at least one batch, got none")
+    for path, statistics in jax.tree.leaves_with_path(total):
+        if not bool(jnp.all(jnp.isfinite(statistics))):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"batch statistics must be finite, got {statistics} at {where}: the weights, which "
+                "may have diverged, or the batches are not"
+            )
     for path, momentum in jax.tree.leaves_with_path(kept):
         if not bool(jnp.all((momentum >= 0) & (momentum < 1))):
             where = jax.tree_util.keystr(path)
@@ -107,7 +115,8 @@ def eval_model(
       A new model in eval mode.
 
     Raises:
-      ValueError: the model has batch statistics and ``batches`` is empty.
+      ValueError: the model has batch statistics, and ``batches`` is empty or the weights have
+        diverged.
 
     Examples:
       >>> import jax.numpy as jnp, entropix

@@ -100,6 +100,9 @@ def test_batch_stats_errors():
         recompute_batch_stats(
             lambda s, b: {"count": s["count"] + 1}, {"count": jnp.zeros(())}, [jnp.ones(3)]
         )
+    diverged = lambda stats, batch: {"mean": 0.9 * stats["mean"] + 0.1 * batch.mean() * np.nan}
+    with pytest.raises(ValueError, match=r"finite, got nan at \['mean'\]"):
+        recompute_batch_stats(diverged, {"mean": jnp.zeros(())}, [jnp.ones((2, 1))])
 
 
 OPTIMIZERS = {
