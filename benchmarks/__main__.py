@@ -85,6 +85,12 @@ COMMANDS: dict[str, Command] = {
         "kills distributed runs at random moments; no bit may change",
         "2 minutes",
     ),
+    "language": Command(
+        "benchmarks.language.main",
+        "Language",
+        "local SGD on a language model: loss and bytes by workers and steps between meetings",
+        "1 hour, needs tiny_shakespeare",
+    ),
     "scaling": Command(
         "benchmarks.scaling.main",
         "Scaling",

@@ -14,7 +14,7 @@ from benchmarks.committee.algorithms import ALGORITHMS, UNCORRELATED_ONLY
 from benchmarks.committee.measures import Measures
 from benchmarks.committee.problems import PROBLEMS, Sizes
 from benchmarks.common import environment
-from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.data import Dataset, load_for
 from benchmarks.common.options import (
     ABOVE_ZERO,
     POSITIVE,
@@ -85,7 +85,7 @@ def run(options: CommitteeMachines) -> int:
     return 0
 
 
-def load_images(options: CommitteeMachines) -> ImageData | None:
+def load_images(options: CommitteeMachines) -> Dataset | None:
     """The image set, where an experiment is of images."""
     if not any(PROBLEMS[name][1] for name in options.experiments):
         return None
@@ -105,7 +105,7 @@ def load_images(options: CommitteeMachines) -> ImageData | None:
 def run_experiment(
     options: CommitteeMachines,
     name: str,
-    images: ImageData | None,
+    images: Dataset | None,
     found: dict[str, Any],
     folder: Path,
     progress: Progress,

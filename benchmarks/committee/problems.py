@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from entropix.committee import (
     Committee,
     Examples,
@@ -58,14 +58,14 @@ class Sizes:
     per_class: int
 
 
-def random_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> Problem:
+def random_problem(sizes: Sizes, images: Dataset | None, key: jax.Array) -> Problem:
     """Random patterns on a tree."""
     del images
     model = Committee(sizes.num_inputs, sizes.num_hidden, weights="spherical")
     return Problem(model, random_patterns(model, sizes.alpha, key))
 
 
-def image_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> Problem:
+def image_problem(sizes: Sizes, images: Dataset | None, key: jax.Array) -> Problem:
     """Two classes of images, each binarized at its own median, and all test images of the two."""
     assert images is not None
     train_key, test_key = jax.random.split(key)
@@ -89,7 +89,7 @@ def both_classes(
     return two_classes(patterns, jnp.asarray(classes[chosen]), pair, per_class, key)
 
 
-def shuffled_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> Problem:
+def shuffled_problem(sizes: Sizes, images: Dataset | None, key: jax.Array) -> Problem:
     """The training images of `image_problem` with every pixel permuted over them."""
     problem = image_problem(sizes, images, key)
     shuffled = shuffle_pixels(problem.train.patterns, jax.random.fold_in(key, 1))
@@ -98,7 +98,7 @@ def shuffled_problem(sizes: Sizes, images: ImageData | None, key: jax.Array) -> 
 
 # Each experiment: how an instance is made, whether of images, and its title.
 PROBLEMS: dict[
-    str, tuple[Callable[[Sizes, ImageData | None, jax.Array], Problem], bool, str]
+    str, tuple[Callable[[Sizes, Dataset | None, jax.Array], Problem], bool, str]
 ] = {
     "random": (random_problem, False, "random patterns, tree"),
     "images": (image_problem, True, "two classes of images, shared inputs"),

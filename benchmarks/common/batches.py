@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from entropix.replicas import Plan
 
 
@@ -55,7 +55,7 @@ class BatchOrder:
 class Feed:
     """The mini-batches of this process's replicas."""
 
-    def __init__(self, data: ImageData, plan: Plan, seed: int, batch_size: int) -> None:
+    def __init__(self, data: Dataset, plan: Plan, seed: int, batch_size: int) -> None:
         """Keeps the set; nothing is drawn yet."""
         self._data, self._plan = data, plan
         self._order = BatchOrder(len(data.x_train), batch_size, (seed,), plan.replicas)

@@ -13,16 +13,21 @@ from entropix.nn import recompute_batch_stats
 IMAGES_AT_ONCE = 1000
 STATISTICS_IMAGES = 2000
 STATISTICS_BATCHES = 4
+# Predictions: one for an image, one for each character of a text.
 CURVE_IMAGES = 10_000
+# A whole text would take longer than the training.
+WHOLE_TEXT = 100_000
+WINDOWS_AT_ONCE = 128
 
 
 class Scores(NamedTuple):
     """One number per seed in each.
 
     Attributes:
-      train_error: share of the training images (of the first `CURVE_IMAGES` on the way) got wrong.
+      train_error: share of the training images (of the first `CURVE_IMAGES` on the way) got wrong;
+        of a text, of the first `WHOLE_TEXT` characters at the end.
       train_loss: their mean cross entropy, in nats.
-      test_error: share of the test images got wrong.
+      test_error: share of the test images, or of the characters to judge by, got wrong.
       test_loss: their mean cross entropy, in nats.
     """
 
@@ -63,8 +68,9 @@ class Evaluator:
     def scores(self, params: Params, stats: BatchStats, *, whole: bool) -> Scores:
         """Scores of each seed; ``whole``: on all training images, not only the first ones."""
         images, labels = self._train
-        if not whole:
-            images, labels = images[:CURVE_IMAGES], labels[:CURVE_IMAGES]
+        each = labels[0].size
+        most = CURVE_IMAGES // each if not whole else WHOLE_TEXT // each if each > 1 else None
+        images, labels = images[:most], labels[:most]
         train = self._means(params, stats, images, labels)
         test = self._means(params, stats, *self._test)
         return Scores(*train, *test)
@@ -81,21 +87,19 @@ class Evaluator:
         self, params: Params, stats: BatchStats, images: jax.Array, labels: jax.Array
     ) -> tuple[list[float], list[float]]:
         """Error and loss of each seed, images taken a block at a time."""
+        step = IMAGES_AT_ONCE if labels.ndim == 1 else WINDOWS_AT_ONCE
         sums = [
             jax.device_get(
                 self._sums(
-                    params,
-                    stats,
-                    images[start : start + IMAGES_AT_ONCE],
-                    labels[start : start + IMAGES_AT_ONCE],
+                    params, stats, images[start : start + step], labels[start : start + step]
                 )
             )
-            for start in range(0, len(images), IMAGES_AT_ONCE)
+            for start in range(0, len(images), step)
         ]
         wrong, loss = (
             sum(part.astype(float) for part in parts) for parts in zip(*sums, strict=True)
         )
-        return (wrong / len(images)).tolist(), (loss / len(images)).tolist()
+        return (wrong / labels.size).tolist(), (loss / labels.size).tolist()
 
 
 def unstacked(tree: Any, count: int) -> list[Any]:

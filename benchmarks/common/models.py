@@ -1,8 +1,8 @@
-"""The networks of the comparison, in Flax linen, for images of any size.
+"""The networks of the comparison: in Flax linen, for images of any size, and models of language.
 
-A model is called as ``apply(variables, images, train=...)`` with images (batch, height, width,
-channels) and answers with logits (batch, classes). Sizes are those of the papers where the images
-are theirs.
+A model is called as ``apply(variables, examples, train=...)`` with images (batch, height, width,
+channels) and answers with logits (batch, classes), or with characters (batch, block) and logits
+for each. Sizes are those of the papers where the data are theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 
 from benchmarks.common.convolution import conv, max_pool
+from benchmarks.common.language import LanguageModel
+from benchmarks.common.network import Module
 
 PAPER_DIGIT_SIZE = 28
 
@@ -136,11 +138,28 @@ class Model:
       build: the module for a number of classes and a dropout probability.
       dropout: the default dropout probability.
       summary: one line for the report.
+      block: characters that a model of language reads at once; None for a model of images.
+      batch_size: examples per gradient unless the user says how many.
     """
 
-    build: Callable[[int, float], nn.Module]
+    build: Callable[[int, float], Module]
     dropout: float
     summary: str
+    block: int | None = None
+    batch_size: int = 128
+
+
+def language_model(kind: str, layers: int, width: int, heads: int, block: int) -> Model:
+    """An entry of the registry for a model of language."""
+    name = "GPT" if kind == "gpt" else "LSTM"
+    of_heads = f", {heads} heads" if kind == "gpt" else ""
+    return Model(
+        lambda num_classes, _: LanguageModel(kind, num_classes, layers, width, heads, block),
+        0.0,
+        summary=f"{name} of {layers} layers, width {width}{of_heads}, windows of {block}",
+        block=block,
+        batch_size=12,
+    )
 
 
 # Entropy-SGD's paper drops 0.15 (mnistfc) and 0.25 (LeNet) with Entropy-SGD, 0.5 with Adam. Here
@@ -178,4 +197,8 @@ MODELS: dict[str, Model] = {
         summary="LeNet (8, 16, 128), pooled by 3 and 2, with batch normalization",
     ),
     "allcnn": Model(AllCNN, 0.5, summary="All-CNN-C with batch normalization"),
+    # nanoGPT's sizes for a CPU, and half their width and depth.
+    "gpt_small": language_model("gpt", layers=4, width=128, heads=4, block=64),
+    "gpt_tiny": language_model("gpt", layers=2, width=64, heads=2, block=64),
+    "char_lstm": language_model("lstm", layers=2, width=128, heads=1, block=50),
 }

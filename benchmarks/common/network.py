@@ -1,10 +1,10 @@
 """A Flax model as the pure functions that training and evaluation need."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,21 +13,37 @@ Params = Any
 BatchStats = Any
 
 
+class Module(Protocol):
+    """What a model must have: a linen module does, and so does a `LanguageModel`."""
+
+    @property
+    def init(self) -> Callable[..., Any]:
+        """Fresh variables from a key and examples."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """Logits of examples, and what changed where ``mutable`` says so."""
+
+    @property
+    def clone(self) -> Callable[..., Any]:
+        """The same module with another dropout."""
+
+
 @dataclass(frozen=True)
 class Network:
-    """Functions of (parameters, batch statistics, images); hashable, so jit compiles each once.
+    """Functions of (parameters, batch statistics, examples); hashable, so jit compiles each once.
 
     Attributes:
-      module: the Flax module, called as ``apply(variables, images, train=...)``.
-      image_shape: height, width, channels.
+      module: the model, called as ``apply(variables, examples, train=...)``.
+      example_shape: height, width, channels; or the characters of a window.
     """
 
-    module: nn.Module
-    image_shape: tuple[int, int, int]
+    module: Module
+    example_shape: tuple[int, ...]
 
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Fresh parameters and batch statistics (an empty tree for a model without any)."""
-        images = jnp.zeros((1, *self.image_shape), jnp.float32)
+        images = jnp.zeros((1, *self.example_shape), jnp.float32)
         variables = dict(self.module.init(key, images, train=False))
         return variables["params"], variables.get("batch_stats", {})
 
@@ -37,7 +53,7 @@ class Network:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
     def logits(self, params: Params, stats: BatchStats, images: jax.Array) -> jax.Array:
-        """Answers of the network in evaluation mode, shape (batch, classes)."""
+        """Answers of the network in evaluation mode, shape (batch, ..., classes)."""
         variables = {"params": params, "batch_stats": stats}
         answer = self.module.apply(variables, images, train=False)
         assert isinstance(answer, jax.Array)

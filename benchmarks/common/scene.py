@@ -12,7 +12,7 @@ import tyro
 
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.budget import Budget, plan_budget
-from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.data import Dataset, load_for
 from benchmarks.common.evaluation import Evaluator, Scores
 from benchmarks.common.family import ALL_METHODS
 from benchmarks.common.methods import Course, Hyperparameters, Method
@@ -37,7 +37,8 @@ class TrainingOptions(ImageOptions):
     """How networks are trained, whatever the method."""
 
     model: Annotated[str, Among("model", lambda: MODELS)] = "mlp"
-    """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
+    """Network: mlp, mnistfc, smallconv, lenet or allcnn; for a text gpt_small, gpt_tiny or
+    char_lstm."""
     seeds: Annotated[int, POSITIVE] = 3
     """Number of training runs of each method; they share nothing but the data."""
     seed: Annotated[int, Within(0, 2**31)] = 0
@@ -46,8 +47,8 @@ class TrainingOptions(ImageOptions):
     """Budget: gradient evaluations of one run (replicated_sgd_y gets them for each replica)."""
     epochs: Annotated[float | None, ABOVE_ZERO] = None
     """The budget in passes of SGD over the training set, instead of --gradients."""
-    batch_size: Annotated[int, POSITIVE] = 128
-    """Images per gradient."""
+    batch_size: Annotated[int | None, POSITIVE] = None
+    """Images, or windows of a text, per gradient; by default the model's own: 128, or 12."""
     replicas: Annotated[int, Within(2)] = 3
     """Copies of the network, y, in the replicated methods."""
     devices: Annotated[int, POSITIVE] = 1
@@ -63,6 +64,11 @@ class TrainingOptions(ImageOptions):
     def all_seeds(self) -> tuple[int, ...]:
         """One for each training run."""
         return tuple(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def examples(self) -> int:
+        """Examples per gradient."""
+        return self.batch_size or MODELS[self.model].batch_size
 
 
 class Scene:
@@ -124,7 +130,7 @@ class Scene:
             build,
             self.train,
             options.all_seeds,
-            batch_size=options.batch_size,
+            batch_size=options.examples,
             replicas=replicas,
             weights=method.weights,
             smooth=method.smooth and method.smooth(values),
@@ -147,8 +153,11 @@ class Scene:
                 "name": self.images.name,
                 "train": len(self.images.x_train),
                 "test": len(self.images.x_test),
-                "shape": list(self.images.image_shape),
-                "judged_on": "held-out training images" if self.options.holdout else "test images",
+                "shape": list(self.images.example_shape),
+                "judged_on": judged_on(self.images, self.options.holdout),
+                "is_text": self.images.is_text,
+                "predictions": self.images.predictions,
+                "batch_size": self.options.examples,
             },
             "model": {
                 "summary": MODELS[self.options.model].summary,
@@ -161,7 +170,7 @@ class Scene:
     def _budget(self, points: int) -> Budget:
         """The budget asked for, rounded down to whole cycles of all methods."""
         options = self.options
-        order = BatchOrder(len(self.images.x_train), options.batch_size, ())
+        order = BatchOrder(len(self.images.x_train), options.examples, ())
         asked = options.gradients
         if options.epochs is not None:
             asked = int(options.epochs * order.steps_per_epoch)
@@ -182,11 +191,23 @@ class Scene:
         return sum(couplings) / len(couplings)
 
 
-def images_and_network(options: TrainingOptions) -> tuple[ImageData, Network]:
-    """The images to train on and to judge by, and the model for them."""
-    images = load_for(options, batch_size=options.batch_size, holdout=options.holdout)
-    module = MODELS[options.model].build(images.num_classes, dropout(options))
-    return images, Network(module, images.image_shape)
+def images_and_network(options: TrainingOptions) -> tuple[Dataset, Network]:
+    """The images or texts to train on and to judge by, and the model for them."""
+    model = MODELS[options.model]
+    if model.block is not None and options.dropout:
+        raise UsageError(f"--dropout must be 0 for {options.model}, got {options.dropout:g}")
+    images = load_for(
+        options, batch_size=options.examples, holdout=options.holdout, block=model.block
+    )
+    module = model.build(images.num_classes, dropout(options))
+    return images, Network(module, images.example_shape)
+
+
+def judged_on(images: Dataset, holdout: float) -> str:
+    """What the final numbers are of."""
+    if images.is_text:
+        return "held-out training text" if holdout else "validation text"
+    return "held-out training images" if holdout else "test images"
 
 
 def dropout(options: TrainingOptions) -> float:

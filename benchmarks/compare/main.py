@@ -46,7 +46,7 @@ class Compare(TrainingOptions, ResumeOptions):
     replicated_adam, replicated_sam, partial_entropy_sgd, partial_replicated_sgd, local_average,
     local_entropy, gaussian_smoothing."""
     flatness_images: Annotated[int, POSITIVE] = 1000
-    """Training images on which local energy and Hessian are measured."""
+    """Training images, or characters of a text, on which local energy and Hessian are measured."""
     checkpoint_seconds: Annotated[float, FREE, NOT_NEGATIVE] = 30.0
     """Time between two checkpoints."""
 
@@ -68,10 +68,11 @@ def run(options: Compare) -> int:
         }
     results.write(folder, found)
     say(f"Writing to {folder}; after an interruption add --resume --output {folder}")
-    with progress_bars("gradients, error {task.fields[error]}") as bars:
+    judge = results.yardstick(found)
+    with progress_bars(f"gradients, {judge.name} {{task.fields[reached]}}") as bars:
         for name in options.methods:
             if name not in found["methods"]:
-                show = one_bar(bars, name, scene.budget.total(scene.methods[name]))
+                show = one_bar(bars, name, scene.budget.total(scene.methods[name]), judge)
                 found["methods"][name] = run_method(
                     scene, widths, name, folder, options.checkpoint_seconds, show
                 )
@@ -83,14 +84,14 @@ def run(options: Compare) -> int:
     return 0
 
 
-def one_bar(bars: Progress, name: str, gradients: int) -> Show:
+def one_bar(bars: Progress, name: str, gradients: int, judge: results.Yardstick) -> Show:
     """Adds a method's bar; call the answer with (gradients done, last point of the curve)."""
-    task = bars.add_task(name, total=gradients, error="   --")
+    task = bars.add_task(name, total=gradients, reached="   --")
 
     def show(done: int, point: dict[str, Any]) -> None:
-        errors = point["test_error"]
-        error = f"{100 * sum(errors) / len(errors):5.2f} %"
-        bars.update(task, completed=done, error=error)
+        seeds = point[judge.test]
+        reached = f"{judge.scale * sum(seeds) / len(seeds):5.2f} {judge.unit}"
+        bars.update(task, completed=done, reached=reached)
 
     return show
 

@@ -20,6 +20,7 @@ from benchmarks.common.plots import (
     tail,
 )
 from benchmarks.common.run_folder import Results
+from benchmarks.compare.results import yardstick
 
 
 def draw(folder: Path, found: Results) -> dict[str, Path]:
@@ -40,15 +41,19 @@ def methods_with_style(found: Results) -> Iterator[tuple[str, dict[str, Any], di
 
 
 def learning_curves(found: Results) -> Figure:
-    """Test error and training cross entropy at the evaluation weights against gradients."""
+    """What is judged, and training cross entropy, at the evaluation weights against gradients."""
+    judge = yardstick(found)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, record, style in methods_with_style(found):
         gradients = [point["gradients"] for point in record["curve"]]
-        for axes, quantity, scale in ((left, "test_error", 100), (right, "train_loss", 1)):
+        for axes, quantity, scale in ((left, judge.test, judge.scale), (right, "train_loss", 1)):
             numbers = scale * np.array([point[quantity] for point in record["curve"]])
             band(axes, np.array(gradients), numbers, name, style)
-    left.set(title=f"Error on the {found['data']['judged_on']}", ylabel="error (%)")
+    left.set(
+        title=f"{judge.name.capitalize()} on the {found['data']['judged_on']}",
+        ylabel=f"{judge.name} ({judge.unit})",
+    )
     right.set(title="Training loss", ylabel="cross entropy (nats)")
     for axes in (left, right):
         axes.set(xlabel="gradient evaluations of one run", xscale="log", yscale="log")
@@ -58,16 +63,17 @@ def learning_curves(found: Results) -> Figure:
 
 
 def local_energy(found: Results) -> Figure:
-    """Rise of the training error under multiplicative noise on the weights."""
+    """Rise of the training error, or loss, under multiplicative noise on the weights."""
+    judge = yardstick(found)
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for name, record, style in methods_with_style(found):
-        energies = 100 * np.array(record["flatness"]["local_energy"]).T
+        energies = judge.scale * np.array(record["flatness"]["local_energy"]).T
         band(axes, np.array(found["widths"]["sigma"]), energies, name, style)
     axes.set(
-        title="Local energy: rise of the training error under noise",
+        title=f"Local energy: rise of the training {judge.name} under noise",
         xlabel="relative size σ of the noise,  w → w (1 + σ z)",
-        ylabel="error increase (percentage points)",
+        ylabel=f"{judge.name} increase ({judge.difference.split()[0]})",
     )
     finish(figure, axes, found)
     return figure

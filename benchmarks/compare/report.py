@@ -10,11 +10,9 @@ from benchmarks.common.report import PAGE, write_report, written_values
 from benchmarks.common.run_folder import Results
 from benchmarks.common.terminal import say, show_table
 from benchmarks.compare import plots
-from benchmarks.compare.results import BASELINE, summarize
+from benchmarks.compare.results import BASELINE, ERROR, summarize, yardstick
 from benchmarks.compare.verdict import verdict
 
-ERROR_COLUMNS = ["method", "gradients", "error %", "minus SGD", "cross entropy", "seconds"]
-WIDTH_COLUMNS = ["method", "train error %", "local energy", "top eigenvalue", "trace"]
 # Of each quantity: name in a table of differences, unit, digits.
 QUANTITIES = {
     "test_error": ("error (points)", 100, 2),
@@ -37,6 +35,7 @@ def write(folder: Path, found: Results) -> None:
         found=found,
         verdict=verdict(found),
         results=result_table(found),
+        judge=yardstick(found),
         differences=difference_table(found),
         methods=method_table(found),
         tuning=TUNING,
@@ -45,9 +44,11 @@ def write(folder: Path, found: Results) -> None:
 
 def show(found: Results, folder: Path) -> None:
     """The final tables, errors and widths, and where the rest is."""
-    table = result_table(found)
-    show_table(table[ERROR_COLUMNS], "Errors")
-    show_table(table[WIDTH_COLUMNS], "Widths")
+    table, judge = result_table(found), yardstick(found)
+    numbers = [judge.column, "minus SGD", *(["cross entropy"] if judge is ERROR else [])]
+    show_table(table[["method", "gradients", *numbers, "seconds"]], "Errors")
+    widths = [f"train {judge.column}", "local energy", "top eigenvalue", "trace"]
+    show_table(table[["method", *widths]], "Widths")
     for sentence in verdict(found):
         say(sentence)
     seeds = found["configuration"]["seeds"]
@@ -56,21 +57,23 @@ def show(found: Results, folder: Path) -> None:
 
 def result_table(found: Results) -> pd.DataFrame:
     """The results, one row per method, as text."""
-    summary, records = summarize(found), found["methods"]
+    summary, records, judge = summarize(found), found["methods"], yardstick(found)
 
     def average(quantity: str, scale: float, digits: int) -> list[str]:
         return spread(summary[quantity], "mean", scale, f"z,.{digits}f")
 
+    losses = {"cross entropy": average("test_loss", 1, 3)}
+    train_losses = {"train loss": average("train_loss", 1, 4)}
     return pd.DataFrame(
         {
             "method": list(records),
             "gradients": [f"{record['gradients']:,}" for record in records.values()],
-            "error %": average("test_error", 100, 2),
-            "minus SGD": differences(summary, "test_error"),
-            "cross entropy": average("test_loss", 1, 3),
-            "train error %": average("train_error", 100, 2),
-            "train loss": average("train_loss", 1, 4),
-            "local energy": average("local_energy", 100, 2),
+            judge.column: average(judge.test, judge.scale, judge.digits),
+            "minus SGD": differences(summary, judge.test, judge.scale, judge.digits),
+            **(losses if judge is ERROR else {}),
+            f"train {judge.column}": average(judge.train, judge.scale, judge.digits),
+            **(train_losses if judge is ERROR else {}),
+            "local energy": average("local_energy", judge.scale, 2),
             "top eigenvalue": average("top_eigenvalue", 1, 2),
             "trace": average("trace", 1, 1),
             "seconds": [f"{record['train_seconds']:.1f}" for record in records.values()],
@@ -81,7 +84,13 @@ def result_table(found: Results) -> pd.DataFrame:
 def difference_table(found: Results) -> pd.DataFrame:
     """The paired differences to SGD of every quantity."""
     summary = summarize(found)
-    columns = {title: differences(summary, name) for name, (title, _, _) in QUANTITIES.items()}
+    quantities = dict(QUANTITIES)
+    if yardstick(found) is not ERROR:
+        quantities["local_energy"] = ("local energy (nats)", 1, 2)
+    columns = {
+        title: differences(summary, name, scale, digits)
+        for name, (title, scale, digits) in quantities.items()
+    }
     table = pd.DataFrame({"method": list(found["methods"]), **columns})
     return table[table["method"] != BASELINE]
 
@@ -97,11 +106,10 @@ def method_table(found: Results) -> pd.DataFrame:
     )
 
 
-def differences(summary: pd.DataFrame, quantity: str) -> list[str]:
+def differences(summary: pd.DataFrame, quantity: str, scale: float, digits: int) -> list[str]:
     """The difference to SGD of each method; empty for SGD itself, and where SGD did not run."""
     if (quantity, "minus_sgd") not in summary:
         return [""] * len(summary)
-    _, scale, digits = QUANTITIES[quantity]
     texts = spread(summary[quantity], "minus_sgd", scale, f"+z,.{digits}f")
     return [
         "" if name == BASELINE else text for name, text in zip(summary.index, texts, strict=True)

@@ -1,5 +1,6 @@
 """results.json of a comparison, and its statistics over the seeds."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,43 @@ import pandas as pd
 from benchmarks.common.run_folder import Results, write_results
 
 BASELINE = "sgd"
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What methods are judged by.
+
+    Attributes:
+      name: in words.
+      test: the quantity on what is judged.
+      train: the same in training.
+      scale: what the numbers are multiplied by.
+      unit: behind a number.
+      difference: what differences of it are called.
+      digits: behind the point.
+    """
+
+    name: str
+    test: str
+    train: str
+    scale: float
+    unit: str
+    difference: str
+    digits: int
+
+    @property
+    def column(self) -> str:
+        """The head of its column."""
+        return f"{self.name} {self.unit}"
+
+
+ERROR = Yardstick("error", "test_error", "train_error", 100, "%", "points of error", 2)
+LOSS = Yardstick("loss", "test_loss", "train_loss", 1, "nats", "nats", 3)
+
+
+def yardstick(found: Results) -> Yardstick:
+    """The error on images, the loss on a text."""
+    return LOSS if found["data"].get("is_text") else ERROR
 
 
 def write(folder: Path, found: Results) -> None:

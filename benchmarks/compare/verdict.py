@@ -5,7 +5,7 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.common.run_folder import Results
-from benchmarks.compare.results import BASELINE, numbers
+from benchmarks.compare.results import BASELINE, numbers, yardstick
 
 CONFIDENCE = 0.95
 
@@ -15,10 +15,11 @@ def verdict(found: Results) -> list[str]:
 
     Differences are taken seed by seed, with an interval of Student's distribution.
     """
-    table = numbers(found)
-    errors = table["test_error"].groupby("method").mean().sort_values(kind="stable")
+    table, judge = numbers(found), yardstick(found)
+    errors = table[judge.test].groupby("method").mean().sort_values(kind="stable")
     best, others = errors.index[0], errors.index[1:]
-    first = f"Lowest error: {best}, {100 * errors.iloc[0]:.2f} %."
+    lowest = f"{judge.scale * errors.iloc[0]:.{judge.digits}f} {judge.unit}"
+    first = f"Lowest {judge.name}: {best}, {lowest}."
     if others.empty:
         return [first]
     rival = BASELINE if BASELINE in others else others[0]
@@ -28,21 +29,23 @@ def verdict(found: Results) -> list[str]:
     change = {name: table.loc[best, name] - table.loc[rival, name] for name in table}
     return [
         first,
-        f"Against {rival}: {compared(100 * change['test_error'], 'points of error')}.",
+        f"Against {rival}: "
+        f"{compared(judge.scale * change[judge.test], judge.difference, judge.digits)}.",
         f"Width against {rival}: local energy "
-        f"{compared(100 * change['local_energy'], 'points')}; top eigenvalue of the Hessian "
+        f"{compared(judge.scale * change['local_energy'], judge.difference.split()[0])}; "
+        f"top eigenvalue of the Hessian "
         f"{compared(change['top_eigenvalue'], '')}. {wider(change)}",
     ]
 
 
-def compared(change: pd.Series, unit: str) -> str:
+def compared(change: pd.Series, unit: str, digits: int = 2) -> str:
     """A paired difference with its interval, and whether it is more than noise."""
-    mean = f"{change.mean():+z.2f} {unit}".strip()
+    mean = f"{change.mean():+z.{digits}f} {unit}".strip()
     if len(change) == 1:
         return f"{mean} (one seed cannot tell this from noise)"
     low, high = interval(change)
     judged = "more than noise" if low * high > 0 else "not more than noise"
-    return f"{mean} ({CONFIDENCE:.0%} from {low:+z.2f} to {high:+z.2f}: {judged})"
+    return f"{mean} ({CONFIDENCE:.0%} from {low:+z.{digits}f} to {high:+z.{digits}f}: {judged})"
 
 
 def interval(change: pd.Series) -> tuple[float, float]:

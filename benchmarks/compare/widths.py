@@ -25,9 +25,11 @@ class Widths:
     """Measures weights stacked over seeds; its functions compile once for all methods of a run."""
 
     def __init__(self, network: Network, train: tuple[jax.Array, jax.Array], images: int) -> None:
-        """Takes the training set, of which the first ``images`` are used."""
+        """Takes the training set, of which the first ``images`` (characters of a text) are used."""
         self._network = network
-        self._examples = train[0][:images], train[1][:images]
+        count = max(1, images // train[1][0].size)
+        self._examples = train[0][:count], train[1][:count]
+        self._energy = self._loss if train[1].ndim > 1 else self._error
 
     def settings(self) -> dict[str, Any]:
         """How the numbers are measured, for the report."""
@@ -61,7 +63,7 @@ class Widths:
     def _measure_seed(self, params: Params, data: Any, key: jax.Array) -> dict[str, Any]:
         energy_key, top_key, trace_key, spectrum_key = jax.random.split(key, 4)
         energy = flatness.local_energy(
-            self._error, params, data, energy_key, sigma=jnp.array(SIGMAS),
+            self._energy, params, data, energy_key, sigma=jnp.array(SIGMAS),
             num_samples=ENERGY_SAMPLES,
         )  # fmt: skip
         hessian = flatness.hessian(self._loss, params, data)
@@ -106,6 +108,6 @@ class Widths:
         return optax.softmax_cross_entropy_with_integer_labels(logits, data[1]).mean()
 
     def _error(self, params: Params, data: Any) -> jax.Array:
-        """Share of the examples got wrong."""
+        """Share of the images got wrong."""
         wrong = jnp.argmax(self._logits(params, data), axis=-1) != data[1]
         return wrong.astype(jnp.float32).mean()

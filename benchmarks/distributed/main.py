@@ -16,7 +16,7 @@ import entropix
 from benchmarks.common import environment
 from benchmarks.common.batches import Feed
 from benchmarks.common.checkpoints import Checkpoints
-from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.data import Dataset, load_for
 from benchmarks.common.evaluation import Evaluator
 from benchmarks.common.models import MODELS
 from benchmarks.common.network import Network
@@ -95,7 +95,7 @@ def run(options: Distributed) -> int:
     plan = make_plan(options)
     images = load_for(options, batch_size=options.batch_size)
     module = MODELS[options.model].build(images.num_classes, MODELS[options.model].dropout)
-    network = Network(module, images.image_shape)
+    network = Network(module, images.example_shape)
     tx = ALGORITHMS[options.algorithm](options, plan.axis_name)
 
     def start(count: int) -> TrainState:
@@ -233,7 +233,7 @@ def finish(
     options: Distributed,
     plan: Plan,
     network: Network,
-    images: ImageData,
+    images: Dataset,
     state: TrainState,
     record: dict[str, Any],
 ) -> None:

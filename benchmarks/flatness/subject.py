@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import weights
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from benchmarks.common.evaluation import Scores, unstacked
 from benchmarks.common.network import BatchStats, Network, Params
 from benchmarks.common.options import UsageError, check_known, configuration
@@ -36,7 +36,7 @@ class Subject:
     network: Network
     params: Params
     stats: BatchStats
-    images: ImageData
+    images: Dataset
     scores: Scores
     training: dict[str, Any]
 

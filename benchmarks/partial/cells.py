@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from benchmarks.common.evaluation import Evaluator
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
@@ -78,7 +78,7 @@ class Setting:
       steps: updates.
     """
 
-    images: ImageData
+    images: Dataset
     train: tuple[jax.Array, jax.Array]
     test: tuple[jax.Array, jax.Array]
     width: int
@@ -93,7 +93,7 @@ class Setting:
     def network(self, depth: int) -> Network:
         """A fully connected network with so many layers of weights."""
         module = Dense((self.width,) * (depth - 1), self.images.num_classes, 0.0)
-        return Network(module, self.images.image_shape)
+        return Network(module, self.images.example_shape)
 
     def trainer(self, cell: Cell) -> Trainer:
         """The trainer of one cell, compiled when it is first used."""

@@ -96,7 +96,7 @@ def run(options: Partial) -> int:
     return 0
 
 
-def make_setting(options: Partial, images: image_data.ImageData) -> Setting:
+def make_setting(options: Partial, images: image_data.Dataset) -> Setting:
     """What all cells share."""
     order = BatchOrder(len(images.x_train), options.batch_size, ())
     return Setting(

@@ -15,7 +15,7 @@ from rich.progress import track
 import entropix
 from benchmarks.common import environment
 from benchmarks.common.batches import Feed
-from benchmarks.common.data import ImageData, load_for
+from benchmarks.common.data import Dataset, load_for
 from benchmarks.common.models import MODELS
 from benchmarks.common.network import Network
 from benchmarks.common.options import (
@@ -31,8 +31,8 @@ from benchmarks.common.report import MARKDOWN, write_report
 from benchmarks.common.run_folder import Results, open_folder, write_results
 from benchmarks.common.terminal import say
 from benchmarks.common.timing import time_rounds
+from benchmarks.common.traffic import bytes_per_step
 from benchmarks.common.training import initial_state, make_step, replica_keys
-from benchmarks.scaling.traffic import bytes_per_step
 from entropix import replicas
 from entropix.replicas._plan import Backend
 
@@ -165,7 +165,7 @@ class Program:
         plan = replicas.plan(y, devices=d, backend=options.backend)  # type: ignore[arg-type]
         images = load(options)
         module = MODELS[options.model].build(images.num_classes, 0.0)
-        network = Network(module, images.image_shape)
+        network = Network(module, images.example_shape)
         coupled = entropix.replicated_sgd(0.01, gamma=0.01, every=k, axis_name=plan.axis_name)
         tx = optax.sgd(0.01, momentum=0.9, nesterov=True) if y == 1 else coupled
         init = partial(initial_state, network, lambda _: tx)
@@ -186,7 +186,7 @@ class Program:
 
 
 @cache
-def load(options: Scaling) -> ImageData:
+def load(options: Scaling) -> Dataset:
     """The image set, read once."""
     return load_for(options, batch_size=options.batch_size)
 

@@ -68,10 +68,18 @@ def group_step(step: Step, state: PyTree, batch: PyTree, replicas: int) -> tuple
         result: tuple[PyTree, PyTree] = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         return result
 
+    def of_all(x: jax.Array) -> jax.ShapeDtypeStruct:
+        # An exchange remembers how many take part in it.
+        groups = jax.lax.axis_size(GROUPS)
+        return jax.ShapeDtypeStruct((groups, *x.shape[1:]) if x.ndim else (), x.dtype)
+
     # Each device would go on with its own of what all should share, and wait for the others in vain
     # at a coupling that they pass over. What cannot be mapped cannot be checked.
     with contextlib.suppress(NotImplementedError):
-        jax.eval_shape(lambda state, batch: _vmapped(traced, state, batch, GROUPS), state, batch)
+        jax.eval_shape(
+            lambda state, batch: _vmapped(traced, state, batch, GROUPS),
+            *jax.tree.map(of_all, (state, batch)),
+        )
     new, answer = traced(*inputs)
     new_state = jax.tree.map(lambda new, x: new[None] if x.ndim else new, new, state)
     return new_state, jax.tree.map(lambda x: jnp.expand_dims(x, 0), answer)

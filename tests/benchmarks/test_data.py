@@ -61,7 +61,7 @@ def test_standardized_channel_by_channel_and_blank_channels_pass():
     images = np.zeros((2500, 2, 2, 2), np.uint8)
     images[::2, ..., 0] = 200
     labels = np.zeros(2500, np.int32)
-    scaled = data.standardized(data.ImageData("x", images, labels, images[:1], labels[:1], 2))
+    scaled = data.standardized(data.Dataset("x", images, labels, images[:1], labels[:1], 2))
     np.testing.assert_allclose(scaled.x_train[:2, 0, 0, 0], [1, -1], atol=1e-5)
     np.testing.assert_array_equal(scaled.x_train[..., 1], 0)
 
@@ -80,7 +80,7 @@ def test_tfds_set_is_read_once_and_kept(mocked, tmp_path):
     again = data.load("cifar10", data_dir=tmp_path / "none", cache_dir=tmp_path)
     assert mocked == ["train", "test"]
     assert first.num_classes == 10
-    assert first.image_shape == (32, 32, 3)
+    assert first.example_shape == (32, 32, 3)
     np.testing.assert_array_equal(first.x_train, again.x_train)
     np.testing.assert_array_equal(first.y_train, np.arange(30) % 10)
     with np.load(next(tmp_path.glob("cifar10-*.npz"))) as kept:

@@ -41,11 +41,12 @@ def record(shift, seeds=3):
 def found():
     """Results of two methods, the second 0.1 above the first in everything."""
     return {
-        "configuration": {"seeds": 3, "model": "mlp", "batch_size": 32},
+        "configuration": {"seeds": 3, "model": "mlp"},
         "command": "python -m benchmarks compare --methods sgd adam",
         "environment": {"python": "3.11"},
         "data": {
-            "name": "digits 1.0", "train": 1300, "test": 497, "judged_on": "test images"
+            "name": "digits 1.0", "train": 1300, "test": 497, "judged_on": "test images",
+            "batch_size": 32,
         },
         "model": {"summary": "small", "parameters": 100, "dropout": 0.0},
         "budget": {"gradients": 180, "replicas": 3},

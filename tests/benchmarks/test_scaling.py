@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.common.options import UsageError
+from benchmarks.common.traffic import bytes_per_step, collectives
 from benchmarks.scaling.main import Program, Scaling, run, table
-from benchmarks.scaling.traffic import bytes_per_step, collectives
 from entropix import replicas
 
 
