@@ -50,7 +50,8 @@ class Distributed(ImageOptions, ResumeOptions):
     """
 
     model: Annotated[str, Among("model", lambda: MODELS)] = "mlp"
-    """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
+    """Network: mlp, mnistfc, smallconv, lenet or allcnn; for a text gpt_small, gpt_tiny or
+    char_lstm."""
     algorithm: Annotated[str, Among("algorithm", lambda: ALGORITHMS)] = "replicated_sgd"
     """replicated_sgd, elastic_sgd or parle."""
     replicas: Annotated[int, FREE, POSITIVE] = 4
@@ -93,7 +94,7 @@ def run(options: Distributed) -> int:
     join(options)
     tell = say if jax.process_index() == 0 else lambda _: None
     plan = make_plan(options)
-    images = load_for(options, batch_size=options.batch_size)
+    images = load_for(options, batch_size=options.batch_size, block=MODELS[options.model].block)
     module = MODELS[options.model].build(images.num_classes, MODELS[options.model].dropout)
     network = Network(module, images.example_shape)
     tx = ALGORITHMS[options.algorithm](options, plan.axis_name)

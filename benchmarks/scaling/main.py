@@ -48,7 +48,8 @@ class Scaling(ImageOptions, FolderOptions):
     """
 
     model: Annotated[str, Among("model", lambda: MODELS)] = "mlp"
-    """Network: mlp, mnistfc, smallconv, lenet or allcnn."""
+    """Network: mlp, mnistfc, smallconv, lenet or allcnn; for a text gpt_small, gpt_tiny or
+    char_lstm."""
     replicas: Annotated[tuple[int, ...], POSITIVE] = (1, 2, 4, 8, 16)
     """Numbers of replicas y."""
     devices: Annotated[tuple[int, ...], POSITIVE] = (1, 2, 4, 8)
@@ -188,7 +189,7 @@ class Program:
 @cache
 def load(options: Scaling) -> Dataset:
     """The image set, read once."""
-    return load_for(options, batch_size=options.batch_size)
+    return load_for(options, batch_size=options.batch_size, block=MODELS[options.model].block)
 
 
 def table(found: Results) -> pd.DataFrame:

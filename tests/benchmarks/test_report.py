@@ -94,6 +94,21 @@ def test_the_verdict_says_what_is_best_and_whether_that_is_noise(found):
     assert f"-1.00 points of error (95% from {low:+.2f} to {high:+.2f}: not more" in against
 
 
+def test_a_text_is_judged_by_its_loss(found):
+    found["data"] |= {"is_text": True, "predictions": 64}
+    found["methods"]["adam"]["final"]["test_error"] = [0.0, 0.0, 0.0]
+    final = found["methods"]["sgd"]["final"]
+    found["methods"]["sgd"]["final"] = {**final, "test_loss": [1.0, 1.1, 1.2]}
+    best, against, width = verdict(found)
+    assert best == "Lowest loss: adam, 0.210 nats."
+    assert "Against sgd: -0.890 nats (95%" in against
+    assert "local energy +0.10 nats (" in width
+    table = report.result_table(found)
+    assert list(table["loss nats"]) == ["1.100 ± 0.058", "0.210 ± 0.006"]
+    assert table["minus SGD"][1].startswith("-0.890 ± ")
+    assert not any("error" in column for column in table)
+
+
 def test_one_method_or_one_seed_has_no_interval(found):
     alone = copy.deepcopy(found)
     alone["methods"] = {name: record(0.1 * at, seeds=1) for at, name in enumerate(("a", "b"))}

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+import entropix
 from entropix import replicas
 
 triple_p = Primitive("triple_without_batching")
@@ -60,3 +62,25 @@ def test_a_step_may_answer_with_a_plain_number(devices):
     )
     np.testing.assert_array_equal(plan.collect(answer["loss"]), [0.5] * 4)
     np.testing.assert_array_equal(plan.collect(answer["count"]), [3] * 4)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_an_exchange_that_knows_how_many_take_part(backend):
+    """An all-to-all of compressed differences, whose count is part of the program."""
+    plan = replicas.plan(4, devices=4, backend=backend)
+    tx = entropix.diloco(
+        optax.sgd(1.0), optax.sgd(1.0), inner_steps=1, axis_name=plan.axis_name,
+        compression=entropix.Compression("bfloat16", block_size=2),
+    )  # fmt: skip
+
+    def descend(state, batch):
+        params, opt_state = state
+        updates, opt_state = tx.update(batch, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    params = jnp.zeros((4, 3))
+    state = plan.place((params, replicas.stack_states(tx.init, params)))
+    batch = np.arange(12, dtype=np.float32).reshape(4, 3)
+    state, _ = plan.run(descend)(state, plan.place_batch(batch))
+    found = plan.collect(state)[0]
+    np.testing.assert_array_equal(found, np.tile(-batch.mean(0), (4, 1)))
