@@ -132,7 +132,7 @@ class LanguageModel:
     def init(self, key: jax.Array, x: jax.Array, *, train: bool) -> dict[str, Any]:
         """Fresh parameters, as a tree of dictionaries; the same whatever the window."""
         del x, train
-        _, params, _ = nnx.split(self.make(key), nnx.Param, ...)
+        _, params, _ = nnx.split(self.make(key), nnx.Param, ...)  # type: ignore[misc]
         return {"params": nnx.to_pure_dict(params)}
 
     def apply(
@@ -164,5 +164,5 @@ class LanguageModel:
 def _parts(model: LanguageModel) -> tuple[Any, Any, Any]:
     """The structure of a model, the shapes of its parameters, and the rest."""
     shapes = nnx.eval_shape(lambda: model.make(jax.random.key(0)))
-    graph, params, rest = nnx.split(shapes, nnx.Param, ...)
+    graph, params, rest = nnx.split(shapes, nnx.Param, ...)  # type: ignore[misc]
     return graph, params, rest
