@@ -49,6 +49,12 @@ COMMANDS: dict[str, Command] = {
         "every estimator of flatness on one minimum",
         "1 minute",
     ),
+    "edge": Command(
+        "benchmarks.flatness.edge",
+        "Edge",
+        "sharpness during training by four methods: the edge of stability",
+        "1 minute",
+    ),
     "papers": Command(
         "benchmarks.flatness.papers",
         "Papers",

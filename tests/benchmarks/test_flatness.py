@@ -13,7 +13,7 @@ from benchmarks.common.evaluation import Evaluator
 from benchmarks.common.options import UsageError
 from benchmarks.compare import main as compare
 from benchmarks.compare import widths
-from benchmarks.flatness import papers
+from benchmarks.flatness import edge, papers
 from benchmarks.flatness.measure import ESTIMATORS
 from benchmarks.flatness.subject import from_run
 
@@ -168,3 +168,57 @@ def test_papers_refuses_what_it_cannot_do(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="not empty"):
         papers.run(papers.Papers(output=tmp_path))
+
+
+def edge_results():
+    """Of two methods, one of which goes to the edge."""
+    rising = [2.0 + 8.0 * min(1.0, at / 40) for at in range(80)]
+    one = {"step": list(range(80)), "loss": [1.0] * 80, "alignment": [0.5] * 80}
+    return {
+        "configuration": {"images": 200, "learning_rate": 0.2, "replicas": 3},
+        "command": "python -m benchmarks edge",
+        "environment": {},
+        "limit": 10.0,
+        "methods": {
+            "gradient_descent": one | {"name": "gradient descent", "sharpness": rising},
+            "sgd": one | {"name": "SGD", "sharpness": [3.0] * 80},
+        },
+    }
+
+
+def test_table_and_picture_of_the_edge():
+    found = edge_results()
+    assert as_rows(edge.table(found)) == [
+        ("gradient descent", "2.00", "10.00", "10.00", "0.50", "1.0000"),
+        ("SGD", "3.00", "3.00", "3.00", "0.50", "1.0000"),
+    ]
+    left, _ = edge.draw(found).axes
+    lines = [line.get_ydata() for line in left.lines]
+    assert [line[-1] for line in lines] == [10.0, 3.0, 10.0]
+
+
+def test_edge_refuses_what_it_cannot_do(tmp_path):
+    for options, message in (
+        ({"gradients": 499}, "--gradients must be at least 500, got 499"),
+        ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
+        ({"images": 1301}, "--images must be"),
+        ({"replicas": 1}, "--replicas must be at least 2, got 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            edge.run(edge.Edge(output=tmp_path / "run", **options))
+
+
+@pytest.mark.slow
+def test_edge_follows_all_methods(tmp_path):
+    options = edge.Edge(gradients=500, images=60, every=250, output=tmp_path / "run")
+    assert edge.run(options) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["limit"] == 10
+    assert list(found["methods"]) == ["gradient_descent", "sgd", "entropy_sgd", "replicated_sgd"]
+    for one in found["methods"].values():
+        assert one["step"] == [0, 250]
+        # All start from the same weights, and learn.
+        np.testing.assert_allclose(one["sharpness"][0], 2.3, rtol=0.2)
+        assert one["loss"][1] < 0.5 * one["loss"][0]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"results.json", "report.md", "report.html", "edge.png", "edge.svg"}
