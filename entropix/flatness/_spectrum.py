@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from entropix._checks import check_integer
@@ -60,11 +61,13 @@ class Spectrum(NamedTuple):
         """Sum of all eigenvalues; the function `trace` is more exact for the same products."""
         return self.moment(1)
 
-    def fraction_below(self, threshold: float | jax.Array) -> Estimate:
+    def fraction_below(self, threshold: float | Float[ArrayLike, ""]) -> Estimate:
         """Fraction of eigenvalues with absolute value below ``threshold``, a number > 0."""
         return self._mean((jnp.abs(self.nodes) < threshold).astype(self.nodes.dtype))
 
-    def density(self, grid: jax.Array, width: float | jax.Array) -> Estimate:
+    def density(
+        self, grid: Float[ArrayLike, " G"], width: float | Float[ArrayLike, ""]
+    ) -> Estimate:
         r"""Density of eigenvalues, each broadened to a normal distribution; integrates to 1.
 
         Args:
@@ -202,7 +205,7 @@ def _spectrum(
         nodes, vectors = jnp.linalg.eigh(tridiagonal)
         last = jnp.take(vectors, process.num_steps - 1, axis=0)
         nodes = jnp.where(taken, nodes, 0)
-        rounding = operator.rounding * jnp.max(jnp.abs(nodes))
+        rounding = operator.error * jnp.max(jnp.abs(nodes))
         return (
             nodes,
             jnp.where(taken, vectors[0] ** 2, 0),
