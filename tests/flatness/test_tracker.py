@@ -85,14 +85,22 @@ def gradient_step(params, learning_rate):
 
 
 @pytest.mark.slow
-def test_warm_start_needs_three_products_where_the_loss_stands_still():
+@pytest.mark.parametrize(("along", "products"), [("gradient", 2), ("other", 3)])
+def test_warm_start_needs_few_products_where_the_loss_stands_still(along, products):
+    """Updates along the gradient need none of their own, and have its curvature."""
     state, records = FOLLOW.init(PARAMS), []
+    updates = gradient_step(PARAMS, 1e-4)
+    if along == "other":
+        updates = jax.tree.map(lambda u, w: u + 1e-4 * jnp.abs(u) * w, updates, PARAMS)
     for _ in range(7):
-        state, record = FOLLOW.update(state, PARAMS, gradient_step(PARAMS, 1e-4), DATA)
+        state, record = FOLLOW.update(state, PARAMS, updates, DATA)
         records.append(record)
     assert int(records[0].num_products) > 3
+    flat, curved = ravel_pytree(updates)[0], dense(PARAMS, DATA)[1]
+    expected = flat @ curved @ flat / (flat @ flat)
     for record in records[2::2]:
-        assert int(record.num_products) == 3
+        np.testing.assert_allclose(record.update_curvature, expected, rtol=1e-4)
+        assert int(record.num_products) == products
         assert int(record.num_passes) <= 3
     for i, record in enumerate(records):
         assert int(record.step) == i - i % 2
