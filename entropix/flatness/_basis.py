@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix.flatness._space import Parts, Space, matmul, norm
 
@@ -71,7 +72,7 @@ def first(basis: Basis, count: int) -> Parts:
     return tuple(jnp.concatenate(parts) for parts in zip(*blocks, strict=True))
 
 
-def components(block: Parts, vector: Parts) -> jax.Array:
+def components(block: Parts, vector: Parts) -> Float[Array, " rows"]:
     """The scalar products of a block's vectors with a vector."""
     products = (
         matmul(rows, part)
@@ -82,12 +83,14 @@ def components(block: Parts, vector: Parts) -> jax.Array:
     return functools.reduce(jnp.add, products)
 
 
-def all_components(basis: Basis, vector: Parts) -> jax.Array:
+def all_components(basis: Basis, vector: Parts) -> Float[Array, " m"]:
     """The scalar products of all vectors with a vector."""
     return jnp.concatenate([components(block, vector) for block in basis])
 
 
-def orthogonalize(basis: Basis, count: jax.Array | int, vector: Parts) -> tuple[Parts, jax.Array]:
+def orthogonalize(
+    basis: Basis, count: jax.Array | int, vector: Parts
+) -> tuple[Parts, Float[Array, ""]]:
     """What is left of a vector beside its projections on the first ``count`` basis vectors.
 
     Classical Gram-Schmidt inside a block, modified from block to block, done again where the
@@ -124,7 +127,9 @@ def orthogonalize(basis: Basis, count: jax.Array | int, vector: Parts) -> tuple[
     return jax.lax.cond(length**2 < taken, again, lambda: (left, length))
 
 
-def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+def _weighted_sum(
+    weights: Float[Array, " rows"], rows: Float[Array, " rows *shape"]
+) -> Float[Array, "*shape"]:
     """The rows times their weights, added; one fused loop where XLA's CPU matmul takes longer."""
     if len(rows) > _ROWS_AT_LEAST:
         return jnp.tensordot(weights, rows, 1, precision=jax.lax.Precision.HIGHEST)
@@ -133,7 +138,7 @@ def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     )
 
 
-def rotate(basis: Basis, coefficients: jax.Array) -> Basis:
+def rotate(basis: Basis, coefficients: Float[Array, "m m"]) -> Basis:
     """The basis with linear combinations of its vectors in their place.
 
     In place, a few columns at a time; parts that are spread over devices are small on each of

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Potential = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Potential = Callable[[Float[Array, " d"]], tuple[Float[Array, ""], Float[Array, " d"]]]
 
 BATCHES_PER_CHAIN = 8
 
@@ -48,17 +48,17 @@ class Gaussian(NamedTuple):
     stiffness: Float[Array, "*batch k"]
     modes: Float[Array, "*batch k d"]
 
-    def power(self, exponent: float, vector: jax.Array) -> jax.Array:
+    def power(self, exponent: float, vector: Float[Array, " d"]) -> Float[Array, " d"]:
         """P^exponent times a vector."""
         plain = self.gamma**exponent
         extra = (self.gamma + self.stiffness) ** exponent - plain
         return plain * vector + self.combine(extra * self.along(vector))
 
-    def along(self, vector: jax.Array) -> jax.Array:
+    def along(self, vector: Float[Array, " d"]) -> Float[Array, " k"]:
         """Components of a vector along the modes."""
         return jnp.matmul(self.modes, vector, precision="highest")
 
-    def combine(self, components: jax.Array) -> jax.Array:
+    def combine(self, components: Float[Array, " k"]) -> Float[Array, " d"]:
         """The vector of the modes that has these components."""
         return jnp.matmul(components, self.modes, precision="highest")
 
@@ -88,14 +88,14 @@ class Moments(NamedTuple):
       acceptance: Metropolis' probability of acceptance.
     """
 
-    excess: jax.Array
-    excess_square: jax.Array
-    virial: jax.Array
-    slope: jax.Array
-    acceptance: jax.Array
+    excess: Float[Array, "*batch"]
+    excess_square: Float[Array, "*batch"]
+    virial: Float[Array, "*batch"]
+    slope: Float[Array, "*batch"]
+    acceptance: Float[Array, "*batch"]
 
 
-def _rest(chain: Chain, gaussian: Gaussian) -> tuple[jax.Array, jax.Array]:
+def _rest(chain: Chain, gaussian: Gaussian) -> tuple[Float[Array, ""], Float[Array, " d"]]:
     """Phi and its gradient: what of U the Gaussian part does not hold."""
     along = gaussian.along(chain.displacement)
     pull = gaussian.stiffness * along
@@ -107,9 +107,9 @@ def step(
     key: jax.Array,
     potential: Potential,
     gaussian: Gaussian,
-    step_size: jax.Array,
+    step_size: Float[Array, ""],
     adjusted: bool,
-) -> tuple[Chain, jax.Array]:
+) -> tuple[Chain, Float[Array, ""]]:
     """One step of a chain, and Metropolis' probability of accepting its proposal.
 
     Args:
@@ -138,7 +138,9 @@ def step(
     proposal = Chain(displacement, *potential(displacement))
     next_phi, next_force = _rest(proposal, gaussian)
 
-    def rate(start: Chain, end: Chain, force: jax.Array, drift: jax.Array) -> jax.Array:
+    def rate(
+        start: Chain, end: Chain, force: Float[Array, " d"], drift: Float[Array, " d"]
+    ) -> Float[Array, ""]:
         moved = jnp.vdot(end.displacement - rho * start.displacement, force)
         return (moved + (1 - rho) / 2 * jnp.vdot(force, drift)) / (1 + rho)
 
@@ -158,9 +160,9 @@ def _all_chains(
     key: jax.Array,
     potential: Potential,
     gaussian: Gaussian,
-    step_size: jax.Array,
+    step_size: Float[Array, " chains"],
     adjusted: bool,
-) -> tuple[Chain, jax.Array]:
+) -> tuple[Chain, Float[Array, " chains"]]:
     """One step of every chain, each with a step size and noise of its own."""
     keys = jax.random.split(key, len(chains.energy))
     return jax.vmap(lambda c, k, tau: step(c, k, potential, gaussian, tau, adjusted))(
@@ -173,11 +175,11 @@ def burn_in(
     key: jax.Array,
     potential: Potential,
     gaussian: Gaussian,
-    step_size: jax.Array,
+    step_size: Float[Array, " chains"],
     adjusted: bool,
     num_steps: int,
-    target: jax.Array | float,
-) -> tuple[Chain, jax.Array]:
+    target: Float[Array, ""] | float,
+) -> tuple[Chain, Float[Array, " chains"]]:
     """Runs the chains while the step size of each seeks the target acceptance.
 
     Stochastic approximation on its logarithm, with a gain that falls as t^-0.6, and averaged over
@@ -201,7 +203,9 @@ def burn_in(
     return chains, jnp.exp(jnp.mean(history[num_steps // 2 :], 0))
 
 
-def long_run_error(variance: jax.Array, neighbors: jax.Array, count: int) -> jax.Array:
+def long_run_error(
+    variance: Float[Array, "*shape"], neighbors: Float[Array, "*shape"], count: int
+) -> Float[Array, "*shape"]:
     """Standard error of the mean of batch means that may be correlated with their neighbors.
 
     The variance is inflated by (1 + r) / (1 - r), r the correlation of neighbors if positive, as
@@ -224,11 +228,11 @@ def sample(
     key: jax.Array,
     potential: Potential,
     gaussian: Gaussian,
-    step_size: jax.Array,
+    step_size: Float[Array, " chains"],
     adjusted: bool,
     num_steps: int,
-    direction: jax.Array,
-) -> tuple[Chain, Moments, tuple[jax.Array, jax.Array]]:
+    direction: Float[Array, " d"],
+) -> tuple[Chain, Moments, tuple[Float[Array, " d"], Float[Array, " d"]]]:
     """Runs the chains at a fixed step size and averages over batches of consecutive steps.
 
     Returns:
@@ -238,7 +242,7 @@ def sample(
     num_chains, dimension = chains.displacement.shape
     length = num_steps // BATCHES_PER_CHAIN
 
-    def moments(chain: Chain, acceptance: jax.Array) -> Moments:
+    def moments(chain: Chain, acceptance: Float[Array, ""]) -> Moments:
         pull = gaussian.gamma * chain.displacement
         excess = jnp.vdot(pull, chain.displacement) - dimension
         virial = jnp.vdot(chain.gradient, chain.displacement)
@@ -278,14 +282,16 @@ def sample(
     return chains, jax.tree.map(lambda x: x.T, means), (origin + mean, error)
 
 
-def error_of_mean(batches: jax.Array) -> jax.Array:
+def error_of_mean(batches: Float[Array, "chains batches"]) -> Float[Array, ""]:
     """Standard error of the mean of (chains, batches) means."""
     centered = batches - jnp.mean(batches)
     neighbors = jnp.mean(centered[:, 1:] * centered[:, :-1])
     return long_run_error(jnp.mean(centered**2), neighbors, batches.size)
 
 
-def error_if_chains_disagree(chains: jax.Array, error: jax.Array) -> jax.Array:
+def error_if_chains_disagree(
+    chains: Float[Array, "rows chains"], error: Float[Array, " rows"]
+) -> Float[Array, " rows"]:
     """A standard error, or that of the chains' means where those spread far more than it tells.
 
     Chains of one basin spread by ``error`` times the root of their number; six times the variance

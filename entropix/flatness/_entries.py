@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
@@ -15,7 +16,7 @@ from entropix.flatness._vectors import vectors_like
 _DENSE_AT_MOST = 8192
 
 
-def dense(operator: Operator) -> jax.Array:
+def dense(operator: Operator) -> Float[Array, "N N"]:
     r"""A symmetric operator as a matrix, for up to 8,192 parameters.
 
     .. math:: A_{ij} = e_i^T A e_j
@@ -49,7 +50,7 @@ def dense(operator: Operator) -> jax.Array:
 
 
 @jax.jit
-def _dense(operator: Operator) -> jax.Array:
+def _dense(operator: Operator) -> Float[Array, "N N"]:
     """The matrix, column by column."""
     space = vectors_like(operator.space.like)
     columns = jax.lax.map(

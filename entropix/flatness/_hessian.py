@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._masks import Mask
@@ -48,7 +49,7 @@ class _HessianProduct:
     def gradient(self, loss: Chunked, point: Point, batch: Any) -> Callable[[Any], Any]:
         """The gradient of the loss on a batch, a function of the chosen parameters."""
 
-        def value(chosen: Any) -> jax.Array:
+        def value(chosen: PyTree) -> Float[Array, ""]:
             return loss(point.whole(chosen), batch)
 
         return jax.grad(jax.checkpoint(value) if self.remat else value)
@@ -88,7 +89,7 @@ def _central_difference(gradient: Callable[[Any], Any], w: Any, v: Any) -> Any:
     return jax.tree.map(lambda a, b: (a - b) / (2 * h).astype(a.dtype), at(h), at(-h))
 
 
-def _norm(tree: Any) -> jax.Array:
+def _norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of a pytree; no leaf is gathered."""
     widest = jnp.result_type(*jax.tree.leaves(tree))
     squares = [jnp.sum(jnp.square(leaf.astype(widest))) for leaf in jax.tree.leaves(tree)]
@@ -156,8 +157,8 @@ def _apply_factor(factor: Callable[[Any], Any], v: Any) -> Any:
 
 def hessian(
     loss: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     batch_size: int | None = None,
     mask: Mask | None = None,
@@ -247,8 +248,8 @@ def hessian(
 def gauss_newton(
     outputs: Callable[[Any, Any], Any],
     output_loss: Callable[[Any, Any], jax.Array],
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
     batch_size: int | None = None,
     mask: Mask | None = None,

@@ -11,37 +11,39 @@ h / (gamma + h) to E, hence a logistic function of L v to the integrand, a const
 is smooth up to both ends, and one polynomial through Chebyshev nodes carries the whole integral.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
-def _nodes(num_nodes: int) -> np.ndarray:
+def _nodes(num_nodes: int) -> Float[np.ndarray, " K"]:
     """The Chebyshev extrema of [-1, 1] without -1, which is gamma = infinity; ascending."""
     return -np.cos(np.pi * np.arange(1, num_nodes + 1) / num_nodes)
 
 
-def _polynomials(z: jax.Array, degree: int) -> list[jax.Array]:
+def _polynomials(z: Float[Array, " S"], degree: int) -> list[Float[Array, " S"]]:
     """The Chebyshev polynomials T_0, ..., T_degree at z."""
     angle = jnp.arccos(jnp.clip(z, -1, 1))
     return [jnp.cos(k * angle) for k in range(degree + 1)]
 
 
-def _primitives(z: jax.Array, num_nodes: int) -> jax.Array:
+def _primitives(z: Float[Array, " S"], num_nodes: int) -> Float[Array, "S K"]:
     """Indefinite integrals of T_0, ..., T_{num_nodes - 1} at z; (len(z), num_nodes)."""
     t = _polynomials(z, num_nodes)
     higher = [(t[k + 1] / (k + 1) - t[k - 1] / (k - 1)) / 2 for k in range(2, num_nodes)]
     return jnp.stack([z, z**2 / 2, *higher], 1)
 
 
-def _weights(z: jax.Array, nodes: np.ndarray) -> jax.Array:
+def _weights(z: Float[Array, " S"], nodes: Float[np.ndarray, " K"]) -> Float[Array, "S K"]:
     """Weights of the integral from -1 to z of the polynomial through the nodes; (len(z), K)."""
     inverse = np.linalg.inv(np.polynomial.chebyshev.chebvander(nodes, len(nodes) - 1))
     whole = _primitives(z, len(nodes)) - _primitives(-jnp.ones_like(z), len(nodes))
     return jnp.matmul(whole, jnp.asarray(inverse, z.dtype), precision="highest")
 
 
-def ladder(gamma: jax.Array, curvature: jax.Array, num_nodes: int) -> tuple[jax.Array, ...]:
+def ladder(
+    gamma: Float[Array, " S"], curvature: Float[Array, ""], num_nodes: int
+) -> tuple[Float[Array, " K"], Float[Array, "S K"], Float[Array, "S K"]]:
     r"""Nodes in gamma and the weights that integrate E dgamma / gamma from each gamma to infinity.
 
     Args:

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -54,9 +55,9 @@ class LocalEntropy(NamedTuple):
     gamma: Float[Array, "*batch S"]
     value: Float[Array, "*batch S"]
     std_error: Float[Array, "*batch S"]
-    quadrature_error: jax.Array
-    gradient: Any
-    gradient_std_error: Any
+    quadrature_error: Float[Array, "*batch S"]
+    gradient: PyTree
+    gradient_std_error: PyTree
     node_gamma: Float[Array, "*batch K"]
     mean_squared_displacement: Float[Array, "*batch K"]
     displacement_std_error: Float[Array, "*batch K"]
@@ -82,7 +83,9 @@ class LocalEntropy(NamedTuple):
         return "\n".join(lines)
 
 
-def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _excess(
+    moments: _chains.Moments,
+) -> tuple[Float[Array, " chains"], Float[Array, ""], Float[Array, ""]]:
     r"""E = d - gamma <|x - x'|^2> of each chain, its standard error, the virial's z-score.
 
     In equilibrium E = beta <grad f . (x' - x)> too, and <beta grad f + gamma (x' - x)> = 0. So E
@@ -116,7 +119,7 @@ def _excess(moments: _chains.Moments) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.mean(batches, 1), _chains.error_of_mean(batches), virial_z
 
 
-def _mixing(moments: _chains.Moments) -> tuple[jax.Array, jax.Array]:
+def _mixing(moments: _chains.Moments) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Effective samples and r_hat of |x - x'|^2."""
     excess, square = moments.excess, moments.excess_square
     variance = jnp.mean(square) - jnp.mean(excess) ** 2
@@ -130,19 +133,19 @@ def _mixing(moments: _chains.Moments) -> tuple[jax.Array, jax.Array]:
 
 def local_entropy(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     key: jax.Array | int,
     *,
-    gamma: Any,
-    beta: float | jax.Array = 1.0,
+    gamma: ArrayLike,
+    beta: ArrayLike = 1.0,
     method: Literal["mala", "langevin"] = "mala",
     num_nodes: int = 16,
     num_steps: int = 512,
     num_burn_in: int = 256,
     num_chains: int = 4,
     num_modes: int = 16,
-    modes: tuple[jax.Array, Any] | None = None,
+    modes: tuple[Float[ArrayLike, " k"], PyTree] | None = None,
     batch_size: int | None = None,
 ) -> LocalEntropy:
     r"""Measures the free entropy of the weights around a point, by thermodynamic integration.
@@ -237,7 +240,7 @@ def local_entropy(
     )  # fmt: skip
 
 
-def _check_modes(modes: tuple[jax.Array, Any] | None, params: Any) -> None:
+def _check_modes(modes: tuple[Float[ArrayLike, " k"], PyTree] | None, params: PyTree) -> None:
     """Raises unless the eigenvectors are as many as the eigenvalues and shaped like the params."""
     if modes is None:
         return
@@ -251,12 +254,12 @@ def _check_modes(modes: tuple[jax.Array, Any] | None, params: Any) -> None:
 @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11, 12, 13))
 def _local_entropy(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     key: jax.Array,
-    gamma: Any,
-    beta: Any,
-    modes: tuple[jax.Array, Any] | None,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    modes: tuple[Float[ArrayLike, " k"], PyTree] | None,
     method: str,
     num_nodes: int,
     num_steps: int,
@@ -270,8 +273,10 @@ def _local_entropy(
     gamma, beta = jnp.asarray(gamma, dtype), jnp.asarray(beta, dtype)
     adjusted = method == "mala"
 
-    def potential(displacement: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def mean_loss(displacement: jax.Array, batch: Any) -> jax.Array:
+    def potential(
+        displacement: Float[Array, " d"],
+    ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+        def mean_loss(displacement: Float[Array, " d"], batch: PyTree) -> Float[Array, ""]:
             return loss(space.unflatten(center + displacement), batch).astype(dtype)
 
         energy, gradient = mean_over_chunks(
@@ -295,7 +300,7 @@ def _local_entropy(
             potential, dimension, modes_key, kappa, min(num_modes, dimension)
         )
 
-    def place(displacement: jax.Array) -> _chains.Chain:
+    def place(displacement: Float[Array, "chains d"]) -> _chains.Chain:
         return _chains.Chain(displacement, *jax.vmap(potential)(displacement))
 
     def visit(carry: Any, rung: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
@@ -322,7 +327,9 @@ def _local_entropy(
         displacement, step_size = carry
         temperature, key = stage
 
-        def hot(displacement: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def hot(
+            displacement: Float[Array, " d"],
+        ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
             energy, force = potential(displacement)
             return energy / temperature, force / temperature
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
@@ -39,10 +40,10 @@ class Sharpness(NamedTuple):
 
 def sam_sharpness(
     loss: Loss,
-    params: Any,
-    data: Any,
+    params: PyTree,
+    data: PyTree,
     *,
-    radius: float | jax.Array = 0.05,
+    radius: float | Float[ArrayLike, ""] = 0.05,
     num_steps: int = 1,
     group_size: int | None = None,
     batch_size: int | None = None,
@@ -101,16 +102,16 @@ def sam_sharpness(
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _sam_sharpness(
     loss: Loss,
-    params: Any,
-    data: Any,
-    radius: float | jax.Array,
+    params: PyTree,
+    data: PyTree,
+    radius: float | Float[ArrayLike, ""],
     num_steps: int,
     group_size: int | None,
     batch_size: int | None,
 ) -> Sharpness:
     """The compiled part of `sam_sharpness`."""
 
-    def rise(batch: Any) -> dict[str, jax.Array]:
+    def rise(batch: PyTree) -> dict[str, Float[Array, ""]]:
         found, base = _largest_rise(loss, params, batch, radius, num_steps, batch_size)
         return {"rise": found, "square": found**2, "base": base}
 
@@ -126,24 +127,26 @@ def _sam_sharpness(
 
 def _largest_rise(
     loss: Loss,
-    params: Any,
-    batch: Any,
-    radius: float | jax.Array,
+    params: PyTree,
+    batch: PyTree,
+    radius: float | Float[ArrayLike, ""],
     num_steps: int,
     batch_size: int | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The largest rise on the path of the ascent, and the loss it starts from."""
     space = vectors_like(params)
     center = space.flatten(params)
     radius = jnp.asarray(radius, space.dtype)
 
-    def value(w: jax.Array, chunk: Any) -> jax.Array:
+    def value(w: Float[Array, " n"], chunk: PyTree) -> Float[Array, ""]:
         return loss(space.unflatten(w), chunk)
 
-    def mean_of(function: Callable[..., Any], w: jax.Array) -> Any:
+    def mean_of(function: Callable[..., Any], w: Float[Array, " n"]) -> Any:
         return mean_over_chunks(lambda chunk: function(w, chunk), batch, batch_size)
 
-    def ascend(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def ascend(
+        _: Any, carry: tuple[Float[Array, " n"], Float[Array, ""]]
+    ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         offset, best = carry
         gradient = mean_of(jax.grad(value), center + offset)
         offset = offset + _PATH_OVER_RADIUS * radius / num_steps * _unit(gradient)
@@ -156,7 +159,7 @@ def _largest_rise(
     return best - base, base
 
 
-def _unit(vector: jax.Array) -> jax.Array:
+def _unit(vector: Float[Array, " n"]) -> Float[Array, " n"]:
     """The vector scaled to norm 1, or 0 where it is 0."""
     norm = jnp.linalg.norm(vector)
     return jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1), 0)

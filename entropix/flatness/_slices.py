@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
@@ -35,7 +36,7 @@ class Barrier(NamedTuple):
     distance: Float[Array, "*batch"]
 
 
-def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
+def filter_normalized_direction(params: PyTree, key: jax.Array | int) -> PyTree:
     r"""A random direction in which each filter is as long as the filter of the parameters.
 
     .. math:: d_j \leftarrow \frac{d_j}{|d_j|} |w_j|, \qquad d \sim N(0, I)
@@ -68,7 +69,9 @@ def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
     check_float_leaves("params", params)
     check_key(key)
 
-    def normalized(noise: jax.Array, leaf: jax.Array) -> jax.Array:
+    def normalized(
+        noise: Float[Array, "*shape"], leaf: Float[ArrayLike, "*shape"]
+    ) -> Float[Array, "*shape"]:
         if leaf.ndim < 2:
             return jnp.zeros_like(leaf)
         axes = tuple(range(leaf.ndim - 1))
@@ -81,13 +84,13 @@ def filter_normalized_direction(params: Any, key: jax.Array | int) -> Any:
 
 def loss_slice(
     objective: Objective,
-    params: Any,
-    data: Any,
-    directions: Sequence[Any],
-    coordinates: jax.Array,
+    params: PyTree,
+    data: PyTree,
+    directions: Sequence[PyTree],
+    coordinates: Float[ArrayLike, " G"],
     *,
     batch_size: int | None = None,
-) -> jax.Array:
+) -> Float[Array, " G"] | Float[Array, "G G"]:
     r"""Values of an objective along a line or over a plane through the parameters.
 
     .. math:: f(w + a \, d_1) \quad \text{or} \quad f(w + a \, d_1 + b \, d_2)
@@ -145,9 +148,9 @@ def loss_slice(
 
 def linear_barrier(
     objective: Objective,
-    params: Any,
-    other_params: Any,
-    data: Any,
+    params: PyTree,
+    other_params: PyTree,
+    data: PyTree,
     *,
     num_points: int = 25,
     batch_size: int | None = None,
@@ -202,7 +205,7 @@ def linear_barrier(
     return Barrier(t, values, jnp.maximum(jnp.max(values - straight), 0), distance)
 
 
-def check_like(name: str, tree: Any, params: Any) -> None:
+def check_like(name: str, tree: PyTree, params: PyTree) -> None:
     """Raises unless ``tree`` has the structure and shapes of ``params``."""
     expected, got = (jax.tree.map(jnp.shape, t) for t in (params, tree))
     if expected != got:
@@ -212,17 +215,19 @@ def check_like(name: str, tree: Any, params: Any) -> None:
 @functools.partial(jax.jit, static_argnames=("objective", "batch_size"))
 def _values(
     objective: Objective,
-    params: Any,
-    data: Any,
-    directions: tuple[Any, ...],
-    points: jax.Array,
+    params: PyTree,
+    data: PyTree,
+    directions: tuple[PyTree, ...],
+    points: Float[ArrayLike, "*points directions"],
     *,
     batch_size: int | None,
-) -> jax.Array:
+) -> Float[Array, "*points"]:
     """The objective at params + sum_i points[..., i] directions[i]."""
 
-    def value(point: jax.Array) -> jax.Array:
-        def moved(leaf: jax.Array, *steps: jax.Array) -> jax.Array:
+    def value(point: Float[Array, " directions"]) -> Float[Array, ""]:
+        def moved(
+            leaf: Float[Array, "*shape"], *steps: Float[Array, "*shape"]
+        ) -> Float[Array, "*shape"]:
             return leaf + sum(point[i].astype(leaf.dtype) * step for i, step in enumerate(steps))
 
         weights = jax.tree.map(moved, params, *directions)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 Parts: TypeAlias = tuple[jax.Array, ...]
 
@@ -132,14 +133,14 @@ def _placed(array: jax.Array, sharding: NamedSharding | None, rows: int = 0) -> 
     return jax.lax.with_sharding_constraint(array, NamedSharding(sharding.mesh, spec))
 
 
-def dot(a: Parts, b: Parts) -> jax.Array:
+def dot(a: Parts, b: Parts) -> Float[Array, ""]:
     """The scalar product of two vectors."""
     # Spread parts keep their shape: flattened, they would be gathered.
     products = (matmul(x, y) if x.ndim == 1 else jnp.sum(x * y) for x, y in zip(a, b, strict=True))
     return functools.reduce(jnp.add, products)
 
 
-def norm(a: Parts) -> jax.Array:
+def norm(a: Parts) -> Float[Array, ""]:
     """The Euclidean norm of a vector."""
     return jnp.sqrt(dot(a, a))
 

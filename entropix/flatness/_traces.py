@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
@@ -106,7 +107,7 @@ def _hutchinson(
 ) -> Estimate:
     """Mean of v^T A v over random signs."""
 
-    def sample(key: jax.Array) -> jax.Array:
+    def sample(key: jax.Array) -> Float[Array, ""]:
         v = operator.space.draw(jax.random.rademacher, key)
         return dot(v, operator.product(v))
 
@@ -175,8 +176,12 @@ def _xtrace(operator: Operator, key: jax.Array, *, count: int) -> Estimate:
 
 
 def _summands(
-    squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array]:
+    squares: Float[Array, " s"],
+    w: Float[Array, "s s"],
+    r: Float[Array, "s s"],
+    h: Float[Array, "s s"],
+    size: int,
+) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
     """XTrace's summands, and the sizes of what is added up to each of them.
 
     Args:
@@ -206,8 +211,12 @@ def _summands(
 
 
 def _jackknife(
-    squares: jax.Array, w: jax.Array, r: jax.Array, h: jax.Array, size: int
-) -> jax.Array:
+    squares: Float[Array, " s"],
+    w: Float[Array, "s s"],
+    r: Float[Array, "s s"],
+    h: Float[Array, "s s"],
+    size: int,
+) -> Float[Array, ""]:
     """The standard error of XTrace's mean, from its answers without some of the vectors.
 
     At most `_GROUPS` answers: of many vectors several are left out together. The arguments are
