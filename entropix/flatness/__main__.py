@@ -23,7 +23,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from entropix.flatness._survey import ESTIMATORS, Answer, Problem, Row, restricted
+from entropix.flatness._survey import (
+    ESTIMATORS,
+    PER_LAYER,
+    Answer,
+    Problem,
+    Row,
+    restricted,
+)
 
 
 class UsageError(Exception):
@@ -42,6 +49,8 @@ class Options:
       data: a ``.npz`` file, whose arrays make a batch, a dictionary; or ``module:name``, a pytree
         of arrays or a function without arguments that answers with one. With ``--checkpoint``.
       estimators: which ones; default all.
+      per_layer: whether to add trace and largest eigenvalue of each layer's block of the Hessian,
+        each of which is compiled for itself.
       mask: a regular expression; only parameters whose path ("layer/kernel") holds it are looked
         at, the others stay where they are.
       batch_size: examples at once; default all.
@@ -60,6 +69,7 @@ class Options:
     item: str = ""
     data: str | None = None
     estimators: tuple[str, ...] = field(default_factory=lambda: tuple(ESTIMATORS))
+    per_layer: bool = False
     mask: str | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -187,14 +197,13 @@ def survey(options: Options, problem: Problem, console: Console) -> dict[str, An
     mark, answers = fingerprint(options, problem), {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        for name in ESTIMATORS:
-            if name not in options.estimators:
-                continue
+        asked = {name: run for name, run in ESTIMATORS.items() if name in options.estimators}
+        for name, run in (asked | (PER_LAYER if options.per_layer else {})).items():
             path = options.output / f"{name}.json"
             answer = kept(path, mark)
             if answer is None:
                 task = progress.add_task(name)
-                answer = ESTIMATORS[name](problem)
+                answer = run(problem)
                 content = {
                     "fingerprint": mark,
                     "rows": [row._asdict() for row in answer.rows],

@@ -12,7 +12,7 @@ from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._precision import resolution, widened
-from entropix.flatness._problem import check_problem
+from entropix.flatness._problem import Chunked, check_inputs, checked_loss
 from entropix.flatness._slices import check_like
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -166,8 +166,7 @@ def critical_sharpness(
     once the gradient has turned that way. No derivative is taken, so that any kernel will do.
 
     Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once for
-        each function object: pass the same one each time.
+      loss: f(params, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       updates: u, a pytree like ``params``: what an Optax transformation gives, to be added to
         the parameters.
@@ -203,20 +202,22 @@ def critical_sharpness(
       dynamics of LLMs <https://arxiv.org/abs/2601.16979>`_, 2026.
     """
     warn_if_backend_is_faulty()
-    check_problem(loss, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_like("updates", updates, params)
     check_number("learning_rate", learning_rate, above=0)
     check_number("tolerance", tolerance, above=0)
     check_integer("max_passes", max_passes, at_least=3)
+    center = widened(loss, params, data)
+    traced = checked_loss(loss, center, data, batch_size)
     return _critical_sharpness(
-        loss, params, updates, data, learning_rate, float(tolerance), int(max_passes), batch_size
+        traced, center, updates, data, learning_rate, float(tolerance), int(max_passes), batch_size
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _critical_sharpness(
-    loss: Loss,
-    params: PyTree,
+    loss: Chunked,
+    center: PyTree,
     updates: PyTree,
     data: PyTree,
     learning_rate: float | Array,
@@ -225,7 +226,6 @@ def _critical_sharpness(
     batch_size: int | None,
 ) -> CriticalSharpness:
     """The compiled part of `critical_sharpness`."""
-    center = widened(loss, params, data)
 
     def value(weights: PyTree) -> Float[Array, ""]:
         return mean_over_chunks(lambda batch: loss(weights, batch), data, batch_size)
@@ -266,8 +266,7 @@ def directional_curvature(
     derivatives give it, in the memory of a few forward passes and at the cost of about four.
 
     Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once for
-        each function object: pass the same one each time.
+      loss: f(params, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       direction: d, a pytree like ``params`` of any length but 0, such as the gradient or the
         updates.
@@ -292,17 +291,18 @@ def directional_curvature(
       Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
     """
     warn_if_backend_is_faulty()
-    check_problem(loss, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_like("direction", direction, params)
-    return _directional_curvature(loss, params, direction, data, batch_size)
+    center = widened(loss, params, data)
+    traced = checked_loss(loss, center, data, batch_size)
+    return _directional_curvature(traced, center, direction, data, batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=4)
 def _directional_curvature(
-    loss: Loss, params: PyTree, direction: PyTree, data: PyTree, batch_size: int | None
+    loss: Chunked, center: PyTree, direction: PyTree, data: PyTree, batch_size: int | None
 ) -> Float[Array, ""]:
     """The compiled part of `directional_curvature`."""
-    center = widened(loss, params, data)
     direction = jax.tree.map(lambda d, w: d.astype(w.dtype), direction, center)
     length = norm(direction)
     unit = jax.tree.map(lambda d: d / length.astype(d.dtype), direction)

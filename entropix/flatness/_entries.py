@@ -1,6 +1,7 @@
 """Entries of a symmetric operator: all of them, or its diagonal."""
 
 import functools
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from entropix._checks import check_integer
 from entropix._keys import check_key, fresh_key
 from entropix.flatness._estimate import Estimate
 from entropix.flatness._operator import Operator, check_operator
-from entropix.flatness._space import Parts
+from entropix.flatness._space import Parts, dot
 from entropix.flatness._vectors import vectors_like
 
 _DENSE_AT_MOST = 8192
+_Sums: TypeAlias = tuple[Parts, Parts, Float[Array, ""]]
 
 
 def dense(operator: Operator) -> Float[Array, "N N"]:
@@ -106,20 +108,24 @@ def _diagonal(operator: Operator, key: jax.Array, *, num_probes: int) -> Estimat
     space = operator.space
     zero = space.zeros()
 
-    def add(index: jax.Array | int, carry: tuple[Parts, Parts]) -> tuple[Parts, Parts]:
-        mean, squares = carry
+    def add(index: jax.Array | int, carry: _Sums) -> _Sums:
+        mean, squares, total = carry
         v = space.draw(jax.random.rademacher, jax.random.fold_in(key, index))
         samples = jax.tree.map(jnp.multiply, v, operator.product(v))
+        total = total + dot(samples, samples)
         new = jax.tree.map(lambda m, s: m + (s - m) / (index + 1), mean, samples)
         squares = jax.tree.map(
             lambda q, s, m, n: q + (s - m) * (s - n), squares, samples, mean, new
         )
-        return new, squares
+        return new, squares, total
 
-    mean, squares = jax.lax.fori_loop(0, num_probes, add, (zero, zero))
+    start = (zero, zero, jnp.zeros([], space.dtype))
+    mean, squares, total = jax.lax.fori_loop(0, num_probes, add, start)
+    # An entry may be rounding alone, of numbers as large as the others.
+    typical = jnp.sqrt(total / num_probes / space.size)
     error = jax.tree.map(
         lambda q, m: jnp.hypot(
-            jnp.sqrt(q / (num_probes - 1) / num_probes), operator.rounding * jnp.abs(m)
+            jnp.sqrt(q / (num_probes - 1) / num_probes), operator.rounding * jnp.hypot(m, typical)
         ),
         squares,
         mean,

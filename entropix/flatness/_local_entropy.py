@@ -14,11 +14,18 @@ from jaxtyping import Array, Float, PyTree
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
+from entropix._masks import Mask
 from entropix.flatness import _chains
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._ladder import ladder
 from entropix.flatness._potential_curvature import largest_curvature, stiff_modes
-from entropix.flatness._problem import check_problem
+from entropix.flatness._problem import (
+    Chunked,
+    Point,
+    check_inputs,
+    checked_loss,
+    split_params,
+)
 from entropix.flatness._vectors import vectors_like
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -38,7 +45,8 @@ class LocalEntropy(NamedTuple):
       std_error: its standard error, of the chains. # shape=(S,)
       quadrature_error: what the rule on every other node would have changed: a cautious bound on
         the error of the integral over gamma, chains' noise included. # shape=(S,)
-      gradient: of -F at the smallest gamma, gamma (x - <x'>); a pytree like the parameters.
+      gradient: of -F at the smallest gamma, gamma (x - <x'>); a pytree like the parameters, None
+        for those that a mask leaves out.
       gradient_std_error: its standard error; a pytree like the parameters.
       node_gamma: couplings at which chains ran, descending to the smallest asked. # shape=(K,)
       mean_squared_displacement: <|x - x'|^2> at each node. # shape=(K,)
@@ -146,6 +154,7 @@ def local_entropy(
     num_chains: int = 4,
     num_modes: int = 16,
     modes: tuple[Float[ArrayLike, " k"], PyTree] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
 ) -> LocalEntropy:
     r"""Measures the free entropy of the weights around a point, by thermodynamic integration.
@@ -189,7 +198,10 @@ def local_entropy(
         to precondition the chains, which else need of the order of (largest curvature / gamma)
         steps to forget. 0 for none. Default 16, or the number of parameters if that is smaller.
       modes: known ones instead: eigenvalues (k,) of the Hessian of f, and its orthonormal
-        eigenvectors as a pytree like ``params`` with a leading axis k. Default: none.
+        eigenvectors as a pytree like ``params`` with a leading axis k, None for those that a mask
+        leaves out; as `eigenvalues` gives both. Default: none.
+      mask: the parameters to integrate over (see `hessian`), d of them; the others stay at x.
+        Default all.
       batch_size: examples looked at together. Default: all.
 
     Returns:
@@ -198,7 +210,7 @@ def local_entropy(
     Raises:
       TypeError: an argument or a parameter is of the wrong type.
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
-        its leaves differ in length, or ``params`` is not finite.
+        its leaves differ in length, ``params`` is not finite, or the mask does not fit.
 
     Examples:
       On a quadratic with curvatures 1 and 9, gamma = 1, F is -log(2 * 10) / 2 = -1.498:
@@ -218,7 +230,7 @@ def local_entropy(
       variance Markov chain Monte Carlo for Bayesian estimators, Statistics and Computing 23, 2013.
     """
     warn_if_backend_is_faulty()
-    check_problem(loss, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_key(key)
     check_number("gamma", gamma, above=0)
     if jnp.ndim(gamma) > 1 or jnp.size(gamma) == 0:
@@ -233,9 +245,11 @@ def local_entropy(
     check_integer("num_burn_in", num_burn_in, at_least=2)
     check_integer("num_chains", num_chains, at_least=2)
     check_integer("num_modes", num_modes, at_least=0)
-    _check_modes(modes, params)
+    traced = checked_loss(loss, params, data, batch_size)
+    point, _ = split_params(params, mask)
+    _check_modes(modes, point.chosen)
     return _local_entropy(
-        loss, params, data, fresh_key(key), gamma, beta, modes,
+        traced, point, data, fresh_key(key), gamma, beta, modes,
         method, num_nodes, num_steps, num_burn_in, num_chains, num_modes, batch_size,
     )  # fmt: skip
 
@@ -251,10 +265,10 @@ def _check_modes(modes: tuple[Float[ArrayLike, " k"], PyTree] | None, params: Py
         raise ValueError(f"modes must hold eigenvectors of shapes {expected}, got {found}")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11, 12, 13))
+@functools.partial(jax.jit, static_argnums=(7, 8, 9, 10, 11, 12, 13))
 def _local_entropy(
-    loss: Loss,
-    params: PyTree,
+    loss: Chunked,
+    point: Point,
     data: PyTree,
     key: jax.Array,
     gamma: ArrayLike,
@@ -268,8 +282,8 @@ def _local_entropy(
     num_modes: int,
     batch_size: int | None,
 ) -> LocalEntropy:
-    space = vectors_like(params)
-    center, dimension, dtype = space.flatten(params), space.size, space.dtype
+    space = vectors_like(point.chosen)
+    center, dimension, dtype = space.flatten(point.chosen), space.size, space.dtype
     gamma, beta = jnp.asarray(gamma, dtype), jnp.asarray(beta, dtype)
     adjusted = method == "mala"
 
@@ -277,7 +291,8 @@ def _local_entropy(
         displacement: Float[Array, " d"],
     ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
         def mean_loss(displacement: Float[Array, " d"], batch: PyTree) -> Float[Array, ""]:
-            return loss(space.unflatten(center + displacement), batch).astype(dtype)
+            weights = point.whole(space.unflatten(center + displacement))
+            return loss(weights, batch).astype(dtype)
 
         energy, gradient = mean_over_chunks(
             lambda batch: jax.value_and_grad(mean_loss)(displacement, batch), data, batch_size

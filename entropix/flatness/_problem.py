@@ -67,26 +67,6 @@ def check_scalar(answer: Any) -> None:
         raise ValueError(f"loss(params, batch) must be a floating-point scalar, got {answer}")
 
 
-def check_problem(
-    loss: Callable[[Any, Any], jax.Array], params: Any, data: Any, batch_size: int | None
-) -> None:
-    """Raises unless ``loss(params, data)`` is a scalar of finite, floating-point parameters.
-
-    Args:
-      loss: f(params, batch).
-      params: a pytree of arrays; tracers count as finite.
-      data: a pytree of arrays with one leading example axis.
-      batch_size: examples looked at together, or None.
-
-    Raises:
-      TypeError: a parameter is not floating-point, or ``batch_size`` is not an integer.
-      ValueError: there are no parameters, one is not finite, the data are refused by
-        `num_examples`, ``batch_size`` is below 1, or the loss is not a floating-point scalar.
-    """
-    check_inputs(params, data, batch_size)
-    check_scalar(jax.eval_shape(loss, params, data))
-
-
 class Point(NamedTuple):
     """The parameters of a problem, those that an operator acts on apart from the others.
 
@@ -177,7 +157,7 @@ def checked_loss(
 
     Raises:
       TypeError: a parameter is not floating-point, or ``batch_size`` is not an integer.
-      ValueError: the problem is refused by `check_problem`.
+      ValueError: the problem is refused by `check_inputs`, or the loss is no floating-point scalar.
     """
     warn_if_backend_is_faulty()
     check_inputs(params, data, batch_size)

@@ -11,8 +11,17 @@ from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
+from entropix._masks import Mask
 from entropix.flatness._chunks import mean_over_chunks, num_examples
-from entropix.flatness._problem import check_problem
+from entropix.flatness._problem import (
+    Chunked,
+    Point,
+    check_inputs,
+    check_scalar,
+    checked_loss,
+    chunked,
+    split_params,
+)
 from entropix.flatness._vectors import vectors_like
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -46,6 +55,7 @@ def sam_sharpness(
     radius: float | Float[ArrayLike, ""] = 0.05,
     num_steps: int = 1,
     group_size: int | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
 ) -> Sharpness:
     r"""The sharpness that sharpness-aware minimization minimizes.
@@ -59,14 +69,14 @@ def sam_sharpness(
     whose gradient is exactly 0 ascent finds no direction and answers 0.
 
     Args:
-      loss: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once for
-        each function object: pass the same one each time.
+      loss: f(params, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       data: a pytree of arrays with one leading axis of n examples.
       radius: :math:`\rho`, in units of the parameters' Euclidean norm. At least 0, default 0.05.
       num_steps: T, ascent steps; each costs a gradient and a loss. Default 1.
       group_size: m of m-sharpness: each group of m examples has a ball and an ascent of its own,
         and the rises are averaged. Default: all examples are one group.
+      mask: the parameters that may move (see `hessian`), in a ball of their own. Default all.
       batch_size: examples evaluated at once; only where all examples are one group. Default all n.
 
     Returns:
@@ -75,7 +85,8 @@ def sam_sharpness(
     Raises:
       TypeError: a parameter is not a float array, or a number is of the wrong type.
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
-        ``radius`` is negative, another number is below 1, or both sizes are given.
+        ``radius`` is negative, another number is below 1, both sizes are given, or the mask does
+        not fit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -89,20 +100,25 @@ def sam_sharpness(
       generalization, ICLR 2021 (m-sharpness: section 4.1).
     """
     warn_if_backend_is_faulty()
-    check_problem(loss, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_number("radius", radius, at_least=0)
     check_integer("num_steps", num_steps, at_least=1)
     if group_size is not None:
         check_integer("group_size", group_size, at_least=1)
         if batch_size is not None:
             raise ValueError(f"batch_size must be None where group_size is given, got {batch_size}")
-    return _sam_sharpness(loss, params, data, radius, num_steps, group_size, batch_size)
+        traced = chunked(loss, params, data, group_size)
+        check_scalar(traced.full.program.answer)
+    else:
+        traced = checked_loss(loss, params, data, batch_size)
+    point, _ = split_params(params, mask)
+    return _sam_sharpness(traced, point, data, radius, num_steps, group_size, batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _sam_sharpness(
-    loss: Loss,
-    params: PyTree,
+    loss: Chunked,
+    point: Point,
     data: PyTree,
     radius: float | Float[ArrayLike, ""],
     num_steps: int,
@@ -112,7 +128,7 @@ def _sam_sharpness(
     """The compiled part of `sam_sharpness`."""
 
     def rise(batch: PyTree) -> dict[str, Float[Array, ""]]:
-        found, base = _largest_rise(loss, params, batch, radius, num_steps, batch_size)
+        found, base = _largest_rise(loss, point, batch, radius, num_steps, batch_size)
         return {"rise": found, "square": found**2, "base": base}
 
     answer = mean_over_chunks(rise, data, group_size)
@@ -126,20 +142,20 @@ def _sam_sharpness(
 
 
 def _largest_rise(
-    loss: Loss,
-    params: PyTree,
+    loss: Chunked,
+    point: Point,
     batch: PyTree,
     radius: float | Float[ArrayLike, ""],
     num_steps: int,
     batch_size: int | None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The largest rise on the path of the ascent, and the loss it starts from."""
-    space = vectors_like(params)
-    center = space.flatten(params)
+    space = vectors_like(point.chosen)
+    center = space.flatten(point.chosen)
     radius = jnp.asarray(radius, space.dtype)
 
     def value(w: Float[Array, " n"], chunk: PyTree) -> Float[Array, ""]:
-        return loss(space.unflatten(w), chunk)
+        return loss(point.whole(space.unflatten(w)), chunk)
 
     def mean_of(function: Callable[..., Any], w: Float[Array, " n"]) -> Any:
         return mean_over_chunks(lambda chunk: function(w, chunk), batch, batch_size)

@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, PyTree
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, check_number
 from entropix._keys import check_key, fresh_key
+from entropix._masks import Mask, full_mask
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._local_energy import normal_like
-from entropix.flatness._problem import check_problem
+from entropix.flatness._precision import widened
+from entropix.flatness._problem import Chunked, check_inputs, checked_loss
 
 Objective = Callable[[Any, Any], jax.Array]
 
@@ -36,7 +38,9 @@ class Barrier(NamedTuple):
     distance: Float[Array, "*batch"]
 
 
-def filter_normalized_direction(params: PyTree, key: jax.Array | int) -> PyTree:
+def filter_normalized_direction(
+    params: PyTree, key: jax.Array | int, *, mask: Mask | None = None
+) -> PyTree:
     r"""A random direction in which each filter is as long as the filter of the parameters.
 
     .. math:: d_j \leftarrow \frac{d_j}{|d_j|} |w_j|, \qquad d \sim N(0, I)
@@ -49,12 +53,15 @@ def filter_normalized_direction(params: PyTree, key: jax.Array | int) -> PyTree:
     Args:
       params: w, a pytree of float arrays.
       key: an integer seed or a key of ``jax.random.key``.
+      mask: the leaves that get a direction: a pytree prefix of ``params`` with boolean leaves, or
+        a function of a leaf's path to a boolean; the others get 0. Default all.
 
     Returns:
       A pytree like ``params``.
 
     Raises:
       TypeError: a parameter is not a float array, or ``key`` is not a key.
+      ValueError: the mask does not fit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -68,18 +75,19 @@ def filter_normalized_direction(params: PyTree, key: jax.Array | int) -> PyTree:
     """
     check_float_leaves("params", params)
     check_key(key)
+    chosen = full_mask(mask, params)
 
     def normalized(
-        noise: Float[Array, "*shape"], leaf: Float[ArrayLike, "*shape"]
+        noise: Float[Array, "*shape"], leaf: Float[ArrayLike, "*shape"], is_chosen: bool
     ) -> Float[Array, "*shape"]:
-        if leaf.ndim < 2:
+        if leaf.ndim < 2 or not is_chosen:
             return jnp.zeros_like(leaf)
         axes = tuple(range(leaf.ndim - 1))
         length = jnp.linalg.norm(leaf.reshape(-1, leaf.shape[-1]), axis=0)
         own = jnp.linalg.norm(noise.reshape(-1, leaf.shape[-1]), axis=0)
         return (noise * jnp.expand_dims(length / own, axes)).astype(leaf.dtype)
 
-    return jax.tree.map(normalized, normal_like(fresh_key(key), params), params)
+    return jax.tree.map(normalized, normal_like(fresh_key(key), params), params, chosen)
 
 
 def loss_slice(
@@ -98,8 +106,7 @@ def loss_slice(
     for all a (and b) among the coordinates.
 
     Args:
-      objective: f(params, batch) -> scalar, a mean over the examples of the batch. Compiled once
-        for each function object: pass the same one each time.
+      objective: f(params, batch) -> scalar, a mean over the examples of the batch.
       params: w, a pytree of float arrays.
       data: a pytree of arrays with one leading axis of n examples.
       directions: one or two pytrees like ``params``, such as `filter_normalized_direction` gives,
@@ -129,7 +136,7 @@ def loss_slice(
       problems, ICLR 2015; Li et al., NeurIPS 2018.
     """
     warn_if_backend_is_faulty()
-    check_problem(objective, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     directions = tuple(directions)
     if len(directions) not in (1, 2):
         raise ValueError(f"directions must be one or two pytrees, got {len(directions)}")
@@ -143,7 +150,9 @@ def loss_slice(
         if len(directions) == 1
         else jnp.stack(jnp.meshgrid(coordinates, coordinates, indexing="ij"), axis=-1)
     )
-    return _values(objective, params, data, directions, points, batch_size=batch_size)
+    params = widened(objective, params, data)
+    traced = checked_loss(objective, params, data, batch_size)
+    return _values(traced, params, data, directions, points, batch_size=batch_size)
 
 
 def linear_barrier(
@@ -164,7 +173,7 @@ def linear_barrier(
 
     Args:
       objective: f(params, batch) -> scalar, a mean over the examples of the batch: a loss or an
-        error rate. Compiled once for each function object: pass the same one each time.
+        error rate.
       params: :math:`w_0`, a pytree of float arrays.
       other_params: :math:`w_1`, a pytree like it.
       data: a pytree of arrays with one leading axis of n examples.
@@ -191,13 +200,15 @@ def linear_barrier(
       hypothesis, ICML 2020.
     """
     warn_if_backend_is_faulty()
-    check_problem(objective, params, data, batch_size)
+    check_inputs(params, data, batch_size)
     check_like("other_params", other_params, params)
-    check_problem(objective, other_params, data, batch_size)
+    check_inputs(other_params, data, batch_size)
     check_integer("num_points", num_points, at_least=2)
+    params, other_params = (widened(objective, tree, data) for tree in (params, other_params))
+    traced = checked_loss(objective, params, data, batch_size)
     step = jax.tree.map(jnp.subtract, other_params, params)
     t = jnp.linspace(0, 1, num_points)
-    values = _values(objective, params, data, (step,), t[:, None], batch_size=batch_size)
+    values = _values(traced, params, data, (step,), t[:, None], batch_size=batch_size)
     t = t.astype(values.dtype)
     straight = (1 - t) * values[0] + t * values[-1]
     squares = jax.tree.leaves(jax.tree.map(lambda leaf: jnp.sum(leaf**2), step))
@@ -212,9 +223,9 @@ def check_like(name: str, tree: PyTree, params: PyTree) -> None:
         raise ValueError(f"{name} must have the shapes of params, {expected}, got {got}")
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "batch_size"))
+@functools.partial(jax.jit, static_argnames="batch_size")
 def _values(
-    objective: Objective,
+    objective: Chunked,
     params: PyTree,
     data: PyTree,
     directions: tuple[PyTree, ...],
@@ -228,7 +239,7 @@ def _values(
         def moved(
             leaf: Float[Array, "*shape"], *steps: Float[Array, "*shape"]
         ) -> Float[Array, "*shape"]:
-            return leaf + sum(point[i].astype(leaf.dtype) * step for i, step in enumerate(steps))
+            return leaf + sum((point[i] * step).astype(leaf.dtype) for i, step in enumerate(steps))
 
         weights = jax.tree.map(moved, params, *directions)
         return mean_over_chunks(lambda batch: objective(weights, batch), data, batch_size)

@@ -14,6 +14,7 @@ from entropix.flatness._critical_sharpness import critical_sharpness, directiona
 from entropix.flatness._eigenvalues import eigenvalues
 from entropix.flatness._gradient_noise import gradient_noise
 from entropix.flatness._hessian import hessian
+from entropix.flatness._layer_curvature import layer_curvature
 from entropix.flatness._local_energy import local_energy
 from entropix.flatness._local_entropy import local_entropy
 from entropix.flatness._sharpness import sam_sharpness
@@ -250,6 +251,29 @@ def _slice(problem: Problem) -> Answer:
     curve = (_numbers(steps), _numbers(values), None)
     return Answer([], {"loss along a filter-normalized direction": curve}, [])
 
+
+def _layers(problem: Problem) -> Answer:
+    """Curvature layer by layer; a mask has made names of the paths."""
+
+    def layer(path: tuple[Any, ...]) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[0]
+
+    found = layer_curvature(
+        problem.loss, problem.params, problem.data, problem.seed, group=layer,
+        batch_size=problem.batch_size,
+    )  # fmt: skip
+    rows = []
+    for name, size in found.size.items():
+        of = f"of layer {name or '/'} ({size:,})"
+        trace_error = float(found.trace_std_error[name])
+        rows.append(Row(f"trace {of}", float(found.trace[name]), trace_error, "standard error"))
+        bound = float(found.top_bound[name])
+        rows.append(Row(f"largest eigenvalue {of}", float(found.top[name]), bound, "bound"))
+    return Answer(rows, {}, [])
+
+
+# Compiled for each layer anew, and so only run where it is asked for.
+PER_LAYER: dict[str, Callable[[Problem], Answer]] = {"layers": _layers}
 
 ESTIMATORS: dict[str, Callable[[Problem], Answer]] = {
     "about": _about,

@@ -125,6 +125,17 @@ def test_mistakes_are_told_without_a_traceback(run, capsys, arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mask", [(), ("--mask", "^b/")])
+def test_layer_by_layer(run, mask):
+    found = run("--per-layer", *mask, estimators=("about",))
+    expected = {"a (2)": (12, 6), "b (3)": (6, 2)}
+    for layer in expected if not mask else ["b (3)"]:
+        names = f"trace of layer {layer}", f"largest eigenvalue of layer {layer}"
+        assert [found[name] for name in names] == pytest.approx(expected[layer], rel=1e-4)
+    assert ("trace of layer a (2)" in found) == (not mask)
+
+
+@pytest.mark.slow
 def test_every_estimator_answers(run):
     found = run(estimators=tuple(ESTIMATORS))
     assert found["largest eigenvalue 1"] == pytest.approx(6, rel=1e-4)

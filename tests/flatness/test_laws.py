@@ -1,5 +1,8 @@
 """What every estimator of a loss must obey: chunks, devices, eager evaluation, bad problems."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +11,12 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from entropix.flatness import (
+    critical_sharpness,
     dense,
     diagonal,
+    directional_curvature,
     eigenvalues,
+    filter_normalized_direction,
     gauss_newton,
     gradient_covariance,
     gradient_noise,
@@ -25,6 +31,7 @@ from entropix.flatness import (
     trace,
 )
 from tests.flatness import problems
+from tests.flatness.test_hessian import no_compilation
 
 
 def same(params, batch):
@@ -162,3 +169,83 @@ def test_bad_problems(name):
 def test_bad_batch_size(name):
     with pytest.raises(ValueError, match=r"batch_size .*got 0"):
         ESTIMATORS[name](problems.mlp, PARAMS, DATA, 0)
+
+
+X, W = jnp.asarray(DATA[0][:12]), {"a": jnp.ones(2), "b": jnp.arange(1.0, 4.0)}
+
+
+def shifted(shift):
+    """A loss that holds an array."""
+    return lambda w, x: jnp.mean(
+        (jnp.matmul(x[:, :2], w["a"]) - shift + jnp.matmul(x[:, 2:], w["b"])) ** 2
+    )
+
+
+OF_A_CLOSURE = {
+    "local energy": lambda f: local_energy(f, W, X, 0, sigma=0.1, num_samples=2).mean,
+    "sharpness": lambda f: sam_sharpness(f, W, X).mean,
+    "sharpness of groups": lambda f: sam_sharpness(f, W, X, group_size=5).mean,
+    "critical sharpness": lambda f: critical_sharpness(f, W, doubled(W), X).upper,
+    "directional curvature": lambda f: directional_curvature(f, W, W, X),
+    "slice": lambda f: loss_slice(f, W, X, [W], jnp.arange(2.0)),
+    "barrier": lambda f: linear_barrier(f, W, doubled(W), X, num_points=3).values,
+    "local entropy": lambda f: (
+        local_entropy(
+            f, W, X, 0, gamma=1.0, num_nodes=4, num_steps=8, num_burn_in=2, num_chains=2
+        ).log_volume
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "local entropy" else [])
+        for name in OF_A_CLOSURE
+    ],
+)
+def test_a_closure_over_other_arrays_compiles_nothing_and_keeps_none_alive(name):
+    run = OF_A_CLOSURE[name]
+    first, second = jnp.full(12, 2.0), jnp.full(12, 0.0)
+    if name == "sharpness of groups":
+        first, second = first[:1], second[:1]
+    gone = weakref.ref(first)
+    before = run(shifted(first))
+    with no_compilation():
+        after = run(shifted(second))
+    assert not np.allclose(before, after)
+    del first
+    gc.collect()
+    assert gone() is None
+
+
+MASKED = {
+    "sharpness": lambda f, w, mask: sam_sharpness(f, w, X, radius=0.5, num_steps=2, mask=mask),
+    "local energy": lambda f, w, mask: local_energy(
+        f, w, X, 0, sigma=0.1, num_samples=4, mask=mask
+    ),
+    "local entropy": lambda f, w, mask: local_entropy(
+        f, w, X, 0, gamma=1.0, num_nodes=4, num_steps=8, num_burn_in=2, num_chains=2, mask=mask
+    )[1:4],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["sharpness", "local energy", pytest.param("local entropy", marks=pytest.mark.slow)]
+)
+def test_with_a_mask_the_other_parameters_are_part_of_the_loss(name):
+    loss = shifted(jnp.ones(()))
+    # The one leaf in a tree of its own draws what it draws beside the other.
+    alone = lambda b, x: loss({"a": W["a"], **b}, x)
+    found = MASKED[name](loss, W, {"a": False, "b": True})
+    expected = MASKED[name](alone, {"b": W["b"]}, None)
+    assert_same(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="mask must choose at least one leaf"):
+        MASKED[name](loss, W, mask=False)
+
+
+def test_a_masked_direction_is_zero_elsewhere():
+    params = {"a": jnp.eye(3), "b": jnp.eye(3)}
+    found = filter_normalized_direction(params, 0, mask={"a": True, "b": False})
+    np.testing.assert_allclose(jnp.linalg.norm(found["a"], axis=0), 1, rtol=1e-6)
+    np.testing.assert_array_equal(found["b"], 0)
