@@ -79,7 +79,7 @@ class Spectrum(NamedTuple):
         Returns:
           The density with its error bar, each of shape (G,).
         """
-        distance = (grid[:, None, None] - self.nodes[None]) / width
+        distance = (jnp.asarray(grid)[:, None, None] - self.nodes[None]) / width
         kernel = jnp.exp(-(distance**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
         return mean_over_probes(jnp.sum(self.weights[None] * kernel, axis=-1), axis=1)
 
