@@ -43,6 +43,24 @@ COMMANDS: dict[str, Command] = {
         "methods at the same number of gradients: errors, widths, a report",
         "2 minutes",
     ),
+    "tune": Command(
+        "benchmarks.tuning.tune",
+        "Tune",
+        "every method tuned alike, by cross-validation on the training images of one row",
+        "4 to 8 minutes",
+    ),
+    "table": Command(
+        "benchmarks.tuning.table",
+        "Table",
+        "the tuned methods on fresh seeds and the test images, with intervals",
+        "2 minutes",
+    ),
+    "found": Command(
+        "benchmarks.tuning.found",
+        "Found",
+        "the page that says what the tables found",
+        "1 second",
+    ),
     "flatness": Command(
         "benchmarks.flatness.main",
         "Flatness",

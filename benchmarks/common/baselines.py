@@ -203,6 +203,8 @@ BASELINES: dict[str, Method] = {
         {**MOMENTUM_SGD, "outer_rate": 0.7, "outer_momentum": 0.9, "inner_steps": 20},
         replicated=True,
         cycle="inner_steps",
+        # Each worker keeps the shared weights from where it started.
+        alike=True,
     ),
     "diloco_1": Method(
         "DiLoCo with one worker, evaluated at the slow weights",

@@ -50,6 +50,7 @@ class Method:
       gradients: gradient evaluations of one replica in one update.
       smooth: from the hyper-parameters to what turns the training loss into the one to train on;
         None for the training loss itself.
+      alike: whether the replicas start from the same weights.
     """
 
     summary: str
@@ -62,6 +63,7 @@ class Method:
     weights: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
     gradients: int = 1
     smooth: Callable[[Hyperparameters], Callable[[Loss], SmoothedLoss]] | None = None
+    alike: bool = False
 
     def hyperparameters(self, model: str, chosen: Hyperparameters) -> dict[str, float]:
         """The values for a model, with those that the user chose put over them."""

@@ -135,6 +135,7 @@ class Scene:
             weights=method.weights,
             smooth=method.smooth and method.smooth(values),
             devices=options.devices if method.replicated else 1,
+            alike=method.alike,
         )
 
     def settled(self, trainer: Trainer, state: TrainState) -> tuple[Params, BatchStats]:

@@ -81,14 +81,43 @@ def make_step(
     return step
 
 
+class Start(NamedTuple):
+    """Where the training of one replica starts; depends on its key alone.
+
+    Attributes:
+      params: weights.
+      batch_stats: batch statistics.
+      noise_key: for the optimizer.
+      dropout_key: for dropout.
+    """
+
+    params: Params
+    batch_stats: BatchStats
+    noise_key: jax.Array
+    dropout_key: jax.Array
+
+
+def start_of(network: Network, key: jax.Array) -> Start:
+    """The start that belongs to a key."""
+    init_key, noise_key, dropout_key = jax.random.split(key, 3)
+    return Start(*network.init(init_key), noise_key, dropout_key)
+
+
+def state_from(
+    build: Callable[[jax.Array], optax.GradientTransformation], start: Start
+) -> TrainState:
+    """The state at step 0 of one replica, from its start."""
+    opt_state = build(start.noise_key).init(start.params)
+    return TrainState(
+        start.params, start.batch_stats, opt_state, start.dropout_key, jnp.zeros([], jnp.int32)
+    )
+
+
 def initial_state(
     network: Network, build: Callable[[jax.Array], optax.GradientTransformation], key: jax.Array
 ) -> TrainState:
     """The state at step 0 of one replica; its network depends on the key alone."""
-    init_key, noise_key, dropout_key = jax.random.split(key, 3)
-    params, stats = network.init(init_key)
-    opt_state = build(noise_key).init(params)
-    return TrainState(params, stats, opt_state, dropout_key, jnp.zeros([], jnp.int32))
+    return state_from(build, start_of(network, key))
 
 
 def replica_keys(seed: int | jax.Array, count: int) -> jax.Array:
@@ -116,6 +145,7 @@ class Trainer:
         weights: Weights | None = None,
         smooth: Callable[[Loss], SmoothedLoss] | None = None,
         devices: int = 1,
+        alike: bool = False,
     ) -> None:
         """Compiles nothing yet.
 
@@ -130,6 +160,7 @@ class Trainer:
             not know.
           smooth: what turns the training loss into the one to train on.
           devices: over how many the replicas are spread; a divisor of their number.
+          alike: whether the replicas of a seed start from the same weights.
         """
         self._plan = plan = stacks.plan(replicas, devices=devices)
 
@@ -147,18 +178,23 @@ class Trainer:
                 jax.tree.map(lambda x: np.broadcast_to(x, (replicas, *x.shape)), data)
             )
 
-        init = partial(initial_state, network, build_here)
-        # Counters stay scalars: mapped, each `cond` in an optimizer would run both its branches.
-        of_two = _of_two(init)
-        axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, of_two)
+        def init(key: jax.Array, eldest: jax.Array) -> TrainState:
+            start = start_of(network, key)
+            if alike:
+                start = start._replace(params=start_of(network, eldest).params)
+            return state_from(build_here, start)
+
+        some_key = jax.random.key(0)
+        axes = replica_axes(jax.eval_shape(init, some_key, some_key))
         self._step = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0))
         of_seeds = jax.vmap(init, out_axes=axes)
-        self._init = jax.jit(
-            lambda seeds: jax.vmap(of_seeds, out_axes=axes)(
-                jax.vmap(lambda seed: replica_keys(seed, replicas), out_axes=1)(seeds)
-            )
-        )
-        behind = jax.tree.map(lambda leaf: 1 if leaf.ndim else None, of_two.opt_state)
+
+        def init_all(seeds: jax.Array) -> TrainState:
+            keys = jax.vmap(lambda seed: replica_keys(seed, replicas), out_axes=1)(seeds)
+            return jax.vmap(of_seeds, in_axes=(0, None), out_axes=axes)(keys, keys[0])
+
+        self._init = jax.jit(init_all)
+        behind = jax.tree.map(lambda axis: axis + 1, axes.opt_state)
 
         def evaluated(opt_state: optax.OptState, params: Params) -> Params:
             if weights is None:
@@ -243,13 +279,18 @@ class Trainer:
         return new_state
 
 
-def _of_two(init: Callable[[jax.Array], TrainState]) -> TrainState:
-    """Shapes of a state of two seeds, of which the integers without axes are still one."""
-    state = jax.eval_shape(init, jax.random.key(0))
+def replica_axes(state: TrainState) -> TrainState:
+    """Axes to map the states of replicas or seeds over: 0, and None for counters.
 
-    def shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    Counters stay scalars: mapped, each `cond` in an optimizer would run both its branches.
+
+    Args:
+      state: of one replica, or its shapes.
+    """
+
+    def axis(leaf: jax.ShapeDtypeStruct) -> int | None:
         counter = not leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.integer)
-        return leaf if counter else jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
+        return None if counter else 0
 
-    two: TrainState = jax.tree.map(shape, state)
-    return two
+    axes: TrainState = jax.tree.map(axis, state)
+    return axes

@@ -62,6 +62,7 @@ def make_trainer(
         weights=method.weights,
         smooth=method.smooth and method.smooth(values),
         devices=devices,
+        alike=method.alike,
     )
 
 
@@ -104,6 +105,14 @@ def test_seeds_together_equal_one_alone():
         lambda a, b: np.testing.assert_allclose(a[:, 1], b[:, 0], atol=2e-4),
         end_of("parle").params, one.params,
     )  # fmt: skip
+
+
+def test_workers_of_diloco_start_alike_and_replicas_do_not():
+    for name, alike in (("diloco", True), ("replicated_sgd", False)):
+        kernel = make_trainer(name).init().params["Dense_0"]["kernel"]
+        assert bool((kernel[0] == kernel[1]).all()) == alike, name
+        # Another seed is another network.
+        assert not (kernel[0, 0] == kernel[0, 1]).all()
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""`python -m benchmarks tune` and `table`: every method tuned alike, then judged on fresh seeds."""

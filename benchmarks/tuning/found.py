@@ -1,0 +1,229 @@
+"""`python -m benchmarks found`: writes docs/what_we_found.md from the recorded tables."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.common.report import ROOMS, templates
+from benchmarks.common.run_folder import RESULTS, Results, write_text
+from benchmarks.common.terminal import say
+from benchmarks.tuning.entropic import CONTENDERS
+from benchmarks.tuning.measures import QUANTITIES
+from benchmarks.tuning.report import written
+from benchmarks.tuning.rows import ROWS
+from benchmarks.tuning.search import rank
+from benchmarks.tuning.statistics import (
+    Interval,
+    best_baseline,
+    correlations,
+    differences,
+    table_of,
+    verdict,
+    word,
+)
+from benchmarks.tuning.table import TRIALS
+
+PAGE = ROOMS.parent / "docs" / "what_we_found.md"
+TEMPLATE = "tuning/what_we_found.md.j2"
+# Below it the pull of Entropy-SGD is weaker than what any recorded winner has; the papers' is 1e-4.
+SMALL_GAMMA = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Write the page that says what the recorded tables found, and where nothing was run."""
+
+
+def run(options: Found) -> int:
+    """Writes the page; the exit status."""
+    del options
+    write_text(PAGE, text())
+    say(f"Wrote {PAGE}")
+    return 0
+
+
+def recorded() -> list[Results]:
+    """The recorded tables, in the order of the rows."""
+    files = {name: ROOMS / "results" / f"tuned-{name}" / RESULTS for name in ROWS}
+    return [json.loads(file.read_text()) for file in files.values() if file.exists()]
+
+
+def missing() -> dict[str, str]:
+    """The rows without results, and why."""
+    there = {found["name"] for found in recorded()}
+    return {
+        name: row.not_run or "its time has not come"
+        for name, row in ROWS.items()
+        if name not in there
+    }
+
+
+def text() -> str:
+    """The page."""
+    all_found = recorded()
+    template = templates().get_template(TEMPLATE)
+    words = [word(verdict(found)[2]) for found in all_found]
+    return (
+        template.render(
+            count=len(all_found),
+            outcomes={name: words.count(name) for name in ("wins", "ties", "loses")},
+            verdicts=verdict_table(all_found),
+            methods=method_table(all_found),
+            errors=error_table(all_found),
+            correlations=correlation_table(all_found),
+            winners=winner_table(all_found),
+            gammas=gamma_table(all_found),
+            missing=pd.DataFrame(
+                [(ROWS[name].title, f"`{name}`", why) for name, why in missing().items()],
+                columns=["row", "name", "not run, because"],
+            ),
+            plan=all_found[0]["plan"] if all_found else None,
+            sentences=sentences(all_found),
+            trials=sum(found["plan"]["trials"] * len(found["tuned"]) for found in all_found),
+        ).strip()
+        + "\n"
+    )
+
+
+def verdict_table(all_found: list[Results]) -> pd.DataFrame:
+    """One line for each row: the best entropic method against the best baseline."""
+    rows = []
+    for found in all_found:
+        entropic, baseline, change = verdict(found)
+        mean = table_of(found)["error"].groupby("method").mean()
+        rows.append(
+            {
+                "row": found["row"]["title"],
+                "best entropic": entropic,
+                "its error %": f"{100 * mean[entropic]:.2f}",
+                "best baseline": baseline,
+                "error % of it": f"{100 * mean[baseline]:.2f}",
+                "difference (95 %)": written(change),
+                "entropic": word(change),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def changes_of(all_found: list[Results]) -> dict[str, list[Interval]]:
+    """The differences to the best baseline of each row, by method."""
+    found = [differences(one) for one in all_found]
+    return {name: [one[name] for one in found if name in one] for name in CONTENDERS}
+
+
+def method_table(all_found: list[Results]) -> pd.DataFrame:
+    """How often each method beats the best baseline of a row, ties with it or loses to it."""
+    rows = []
+    for name, changes in changes_of(all_found).items():
+        if not changes:
+            continue
+        words = [word(change) for change in changes]
+        best = sum(best_baseline(found) == name for found in all_found)
+        rows.append(
+            {
+                "method": name,
+                "entropic": "yes" if CONTENDERS[name].entropic else "no",
+                "gradients": f"x {CONTENDERS[name].budgets}",
+                "wins": str(words.count("wins")),
+                "ties": str(words.count("ties")),
+                "loses": str(words.count("loses")),
+                "is the best baseline": str(best),
+                "mean difference": f"{100 * np.mean([one.mean for one in changes]):+z.2f}",
+            }
+        )
+    return pd.DataFrame(sorted(rows, key=lambda row: float(row["mean difference"])))
+
+
+def error_table(all_found: list[Results]) -> pd.DataFrame:
+    """Test errors: methods down, rows across."""
+    columns = {}
+    for found in all_found:
+        groups = table_of(found)["error"].groupby("method")
+        mean, error = groups.mean(), groups.sem()
+        columns[found["row"]["title"]] = [
+            f"{100 * mean[name]:.2f} ± {100 * error[name]:.2f}" if name in mean else "not run"
+            for name in CONTENDERS
+        ]
+    return pd.DataFrame({"method": list(CONTENDERS), **columns})
+
+
+def correlation_table(all_found: list[Results]) -> pd.DataFrame:
+    """Rank correlations with the test error: the mean over the rows, and the range."""
+    frames = [correlations(found) for found in all_found]
+    rows = []
+    for quantity, (title, _, _) in QUANTITIES.items():
+        if quantity == "error" or not frames:
+            continue
+        across = np.array([frame.loc[quantity, "across"] for frame in frames])
+        within = np.array([frame.loc[quantity, "within"] for frame in frames])
+        rows.append(
+            {
+                "measure": title.removesuffix(" %"),
+                "across methods": ranged(across),
+                "within methods": ranged(within),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def ranged(numbers: Any) -> str:
+    """A mean, with the smallest and the largest."""
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        return "-"
+    return f"{numbers.mean():+z.2f} ({numbers.min():+z.2f} to {numbers.max():+z.2f})"
+
+
+def winner_table(all_found: list[Results]) -> pd.DataFrame:
+    """The settings of Entropy-SGD that won, row by row."""
+    rows = []
+    for found in all_found:
+        values = found["tuned"]["entropy_sgd"]["values"]
+        rows.append(
+            {"row": found["row"]["title"]}
+            | {name: f"{values[name]:.3g}" for name in CONTENDERS["entropy_sgd"].space}
+        )
+    return pd.DataFrame(rows)
+
+
+def gamma_table(all_found: list[Results]) -> pd.DataFrame:
+    """The best early validation error of Entropy-SGD below and above a gamma."""
+    rows = []
+    for found in all_found:
+        trials = json.loads((ROOMS / "results" / f"tuned-{found['name']}" / TRIALS).read_text())
+        small: list[float] = []
+        large: list[float] = []
+        for trial in trials["entropy_sgd"]:
+            side = small if trial["values"]["gamma"] < SMALL_GAMMA else large
+            side.append(rank(trial, "early")[0])
+        rows.append(
+            {
+                "row": found["row"]["title"],
+                f"gamma below {SMALL_GAMMA:g}": lowest(small),
+                f"gamma above {SMALL_GAMMA:g}": lowest(large),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def lowest(errors: list[float]) -> str:
+    """The lowest of some errors, and of how many."""
+    return f"{100 * min(errors):.2f} ({len(errors)} points)" if errors else "-"
+
+
+def sentences(all_found: list[Results]) -> list[str]:
+    """The verdict of each row in words, wins first."""
+    order = {"wins": 0, "ties": 1, "loses": 2}
+    said = []
+    for found in all_found:
+        entropic, baseline, change = verdict(found)
+        said.append((word(change), found["row"]["title"], entropic, baseline, written(change)))
+    said.sort(key=lambda one: order[one[0]])
+    verbs = {"wins": "beats", "ties": "ties with", "loses": "loses to"}
+    return [
+        f"**{title}**: `{entropic}` {verbs[outcome]} `{baseline}`, {change} points of error."
+        for outcome, title, entropic, baseline, change in said
+    ]
