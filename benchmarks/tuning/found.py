@@ -16,8 +16,6 @@ from benchmarks.tuning.report import written
 from benchmarks.tuning.rows import ROWS
 from benchmarks.tuning.search import rank
 from benchmarks.tuning.statistics import (
-    Interval,
-    best_baseline,
     correlations,
     differences,
     table_of,
@@ -72,6 +70,7 @@ def text() -> str:
             outcomes={name: words.count(name) for name in ("wins", "ties", "loses")},
             verdicts=verdict_table(all_found),
             methods=method_table(all_found),
+            against_sgd=method_table(all_found, "sgd"),
             errors=error_table(all_found),
             correlations=correlation_table(all_found),
             winners=winner_table(all_found),
@@ -108,20 +107,15 @@ def verdict_table(all_found: list[Results]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def changes_of(all_found: list[Results]) -> dict[str, list[Interval]]:
-    """The differences to the best baseline of each row, by method."""
-    found = [differences(one) for one in all_found]
-    return {name: [one[name] for one in found if name in one] for name in CONTENDERS}
-
-
-def method_table(all_found: list[Results]) -> pd.DataFrame:
-    """How often each method beats the best baseline of a row, ties with it or loses to it."""
+def method_table(all_found: list[Results], rival: str | None = None) -> pd.DataFrame:
+    """How often each method beats a rival, the best baseline of each row, ties or loses."""
+    found = [differences(one, rival) for one in all_found]
     rows = []
-    for name, changes in changes_of(all_found).items():
+    for name in CONTENDERS:
+        changes = [one[name] for one in found if name in one]
         if not changes:
             continue
         words = [word(change) for change in changes]
-        best = sum(best_baseline(found) == name for found in all_found)
         rows.append(
             {
                 "method": name,
@@ -130,7 +124,6 @@ def method_table(all_found: list[Results]) -> pd.DataFrame:
                 "wins": str(words.count("wins")),
                 "ties": str(words.count("ties")),
                 "loses": str(words.count("loses")),
-                "is the best baseline": str(best),
                 "mean difference": f"{100 * np.mean([one.mean for one in changes]):+z.2f}",
             }
         )

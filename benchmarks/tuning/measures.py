@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from benchmarks.common.network import BatchStats, Network, Params
 from benchmarks.tuning.scores import (
     answers_in_blocks,
@@ -43,7 +43,7 @@ WIDTHS = ("local_energy", "top_eigenvalue", "trace", "sam_sharpness")
 
 
 def on_images(
-    network: Network, data: ImageData, params: Params, stats: BatchStats
+    network: Network, data: Dataset, params: Params, stats: BatchStats
 ) -> list[dict[str, float]]:
     """Errors, cross entropy and calibration of stacked weights, one record each."""
     test = answers_in_blocks(network, params, stats, data.x_test)
@@ -67,7 +67,7 @@ def on_images(
 class Widths:
     """Measures single weights; its functions compile once for all methods of a row."""
 
-    def __init__(self, network: Network, data: ImageData) -> None:
+    def __init__(self, network: Network, data: Dataset) -> None:
         """Takes the first training images."""
         self._network = network
         self._examples = jnp.asarray(data.x_train[:IMAGES]), jnp.asarray(data.y_train[:IMAGES])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.data import ImageData, load
+from benchmarks.common.data import Dataset, load
 from benchmarks.common.models import MODELS
 from benchmarks.common.network import Network
 
@@ -75,7 +75,7 @@ ROWS: dict[str, Row] = {
 
 def prepare(
     row: Row, data_dir: Path | None = None, cache_dir: Path | None = None, seed: int = 0
-) -> ImageData:
+) -> Dataset:
     """The images of a row: a random part of the training set, some of its labels made wrong.
 
     The test set is untouched.
@@ -98,10 +98,10 @@ def wrong_labels(
     return noisy
 
 
-def network_of(row: Row, data: ImageData) -> Network:
+def network_of(row: Row, data: Dataset) -> Network:
     """The network of a row."""
     model = MODELS[row.model]
-    return Network(model.build(data.num_classes, model.dropout), data.image_shape)
+    return Network(model.build(data.num_classes, model.dropout), data.example_shape)
 
 
 @dataclass(frozen=True)

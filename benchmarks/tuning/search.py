@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from benchmarks.common.network import Network
 from benchmarks.tuning.contenders import Contender
 from benchmarks.tuning.rows import Fold, Row
@@ -56,7 +56,7 @@ def tune(
     plan: Plan,
     contender: Contender,
     network: Network,
-    data: ImageData,
+    data: Dataset,
     folds: Sequence[Fold],
     *,
     together: bool = False,

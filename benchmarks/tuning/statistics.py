@@ -71,10 +71,10 @@ def best(found: Results, *, entropic: bool) -> str:
     )
 
 
-def differences(found: Results, quantity: str = "error") -> dict[str, Interval]:
-    """Each method minus the best baseline, seed by seed."""
-    numbers = table_of(found)[quantity]
-    rival = best_baseline(found)
+def differences(found: Results, rival: str | None = None) -> dict[str, Interval]:
+    """The test error of each method minus that of a rival, the best baseline, seed by seed."""
+    numbers = table_of(found)["error"]
+    rival = rival or best_baseline(found)
     return {
         name: interval(numbers[name].to_numpy() - numbers[rival].to_numpy())
         for name in found["methods"]

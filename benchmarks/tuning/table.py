@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import jax
 
 from benchmarks.common import environment
-from benchmarks.common.data import ImageData
+from benchmarks.common.data import Dataset
 from benchmarks.common.network import Network
 from benchmarks.common.options import FREE, ResumeOptions, UsageError, Within, configuration
 from benchmarks.common.report import MARKDOWN
@@ -42,7 +42,7 @@ class Table(ResumeOptions):
     Writes results.json, trials.json with every trial of `tune`, and report.md.
     """
 
-    tuned: Path
+    tuned: Annotated[Path, FREE]
     """Folder of a finished `tune`."""
     seeds: Annotated[int | None, Within(5)] = None
     """Fresh trainings of each winner; by default the row's number."""
@@ -112,7 +112,7 @@ def judge(
     method: str,
     values: dict[str, float],
     network: Network,
-    data: ImageData,
+    data: Dataset,
     seeds: Sequence[int],
     widths: Widths,
     width_seeds: int,

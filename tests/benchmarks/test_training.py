@@ -107,6 +107,7 @@ def test_seeds_together_equal_one_alone():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_of_diloco_start_alike_and_replicas_do_not():
     for name, alike in (("diloco", True), ("replicated_sgd", False)):
         kernel = make_trainer(name).init().params["Dense_0"]["kernel"]
