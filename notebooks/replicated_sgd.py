@@ -245,8 +245,8 @@ spread = []
 for chosen in rows:
     state, _ = run(state, plan.place_batch((train_images[chosen], train_labels[chosen])))
     spread.append(float(spread_of(state[0])))  # also waits: few cores act as four devices
-params, opt_state = plan.collect(state)
-center = jax.tree.map(jnp.asarray, entropix.eval_params(opt_state, params, axis=0))
+params, opt_state = jax.tree.map(jnp.asarray, plan.collect(state))  # on one device again
+center = entropix.eval_params(opt_state, params, axis=0)
 print(f"{Y} replicas on {min(Y, jax.device_count())} devices")
 
 # %% [markdown]
@@ -263,7 +263,7 @@ energy = jax.jit(
         ).mean
     )
 )
-singles = [jax.tree.map(lambda leaf, a=a: jnp.asarray(leaf[a]), params) for a in range(Y)]
+singles = [jax.tree.map(lambda leaf, a=a: leaf[a], params) for a in range(Y)]
 single_errors = [float(error(single, test)) for single in singles]
 center_error = float(error(center, test))
 single_energies, center_energy = jnp.stack([energy(single) for single in singles]), energy(center)
