@@ -1,102 +1,267 @@
-"""`python -m benchmarks loads`: up to which load focusing belief propagation solves patterns."""
+"""`python -m benchmarks loads`: up to which loads each algorithm solves random patterns."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
-from rich.progress import track
 
+from benchmarks.committee.algorithms import FAST, LEARNING_RATE, SLOW
 from benchmarks.common import environment
-from benchmarks.common.options import ABOVE_ZERO, POSITIVE, FolderOptions
+from benchmarks.common.options import POSITIVE, Among, ResumeOptions, configuration
 from benchmarks.common.report import MARKDOWN, write_report
-from benchmarks.common.run_folder import open_folder, write_results
-from benchmarks.common.terminal import say, show_table
-from entropix.committee import Committee, focusing_bp, random_patterns, rising_coupling
+from benchmarks.common.run_folder import open_folder, stored_results, write_results
+from benchmarks.common.terminal import progress_bars, say, show_table
+from entropix import replica_theory
+from entropix.committee import (
+    Committee,
+    Examples,
+    FocusingBP,
+    Learned,
+    entropic_lal,
+    focusing_bp,
+    least_action_learning,
+    random_patterns,
+    replicated_lal,
+    rising_coupling,
+    surrogate_sgd,
+)
 
-Node = Literal["gaussian", "relaxed"]
-COUPLINGS = np.arange(0.05, 3.0, 0.05)
-HEAD = ["network", "weights", "load", "solved", "errors left", "sweeps", "seconds"]
+BINARY_COUPLINGS, SPHERICAL_COUPLINGS = np.arange(0.05, 3.0, 0.05), np.arange(0.5, 12.5, 0.5)
+SGD = optax.sgd(LEARNING_RATE)
+HEAD = ["network", "weights", "algorithm", "load", "solved", "errors", "passes"]
+SUMMARY = ["network", "theory", "algorithm"]
+
+
+class Network(NamedTuple):
+    """What is to learn.
+
+    Attributes:
+      make: from about that many weights.
+      capacity: the theory's, patterns per weight; an upper bound for committees.
+      loads: to try, rising; an algorithm that solves no instance of one is not tried on more.
+    """
+
+    make: Callable[[int], Committee]
+    capacity: Callable[[], replica_theory.Capacity]
+    loads: tuple[float, ...]
+
+
+NETWORKS = {
+    "binary perceptron": Network(
+        Committee,
+        lambda: replica_theory.capacity(weights="binary"),
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.78),
+    ),
+    "binary tree, K = 3": Network(
+        lambda size: Committee(3 * (size // 3 | 1), 3),
+        lambda: replica_theory.capacity(weights="binary", num_hidden=3),
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.74, 0.78, 0.82),
+    ),
+    "spherical tree, K = 3": Network(
+        lambda size: Committee(3 * (size // 3 | 1), 3, weights="spherical"),
+        lambda: replica_theory.capacity(weights="spherical", num_hidden=3),
+        (1.0, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25),
+    ),
+}
+
+Solve = Callable[[Committee, Examples, jax.Array, int], FocusingBP | Learned]
+
+
+def by_focusing_bp(
+    model: Committee, examples: Examples, key: jax.Array, max_epochs: int
+) -> FocusingBP:
+    """Infinitely many replicas and a rising coupling, until solved."""
+    del max_epochs
+    couplings = BINARY_COUPLINGS if model.weights == "binary" else SPHERICAL_COUPLINGS
+    return focusing_bp(model, *examples, rising_coupling(jnp.asarray(couplings)), key)
+
+
+def by_sgd(growth: float) -> Solve:
+    """Smooth units that sharpen at that rate."""
+
+    def solve(model: Committee, examples: Examples, key: jax.Array, max_epochs: int) -> Learned:
+        return surrogate_sgd(model, *examples, SGD, key, growth=growth, max_epochs=max_epochs)
+
+    return solve
+
+
+def by_rule(rule: Callable[..., Learned]) -> Solve:
+    """With its defaults."""
+
+    def solve(model: Committee, examples: Examples, key: jax.Array, max_epochs: int) -> Learned:
+        return rule(model, *examples, key, max_epochs=max_epochs)
+
+    return solve
+
+
+ALGORITHMS: dict[str, tuple[tuple[str, ...], Solve]] = {
+    "focusing_bp": (("binary", "spherical"), by_focusing_bp),
+    "sgd_slow": (("spherical",), by_sgd(SLOW)),
+    "sgd_fast": (("spherical",), by_sgd(FAST)),
+    "entropic_lal": (("spherical",), by_rule(entropic_lal)),
+    "replicated_lal": (("binary",), by_rule(replicated_lal)),
+    "lal": (("binary", "spherical"), by_rule(least_action_learning)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loads(FolderOptions):
-    """Solve random patterns of rising load with binary weights by focusing belief propagation."""
+class Loads(ResumeOptions):
+    """Solve random patterns of rising load, for each algorithm and size of the network."""
 
-    sizes: Annotated[tuple[int, ...], POSITIVE] = (1001,)
+    sizes: Annotated[tuple[int, ...], POSITIVE] = (201, 501, 1001)
     """Weights of each network, odd; a tree's are rounded to three odd units."""
-    loads: Annotated[tuple[float, ...], ABOVE_ZERO] = (0.5, 0.6, 0.7, 0.74)
-    """Patterns per weight. The perceptron's capacity is 0.833."""
+    networks: Annotated[tuple[str, ...], Among("network", lambda: NETWORKS)] = tuple(NETWORKS)
+    """Which networks."""
+    algorithms: Annotated[tuple[str, ...], Among("algorithm", lambda: ALGORITHMS)] = tuple(
+        ALGORITHMS
+    )
+    """Which algorithms, where they are for the weights of a network."""
     seeds: Annotated[int, POSITIVE] = 5
     """Instances of each."""
-    node: Node = "gaussian"
-    """How sums over inputs are treated: gaussian, or relaxed, which is cheaper and less stable."""
+    max_epochs: Annotated[int, POSITIVE] = 500
+    """Passes over the patterns after which an algorithm gives up."""
 
 
-def networks(size: int) -> dict[str, Committee]:
-    """Of about that many weights."""
-    return {"perceptron": Committee(size), "tree, K = 3": Committee(3 * (size // 3 | 1), 3)}
+def run(options: Loads) -> int:
+    """Solves all instances, written load by load; the exit status."""
+    folder = open_folder(options, "loads")
+    found = (stored_results(folder, options) if options.resume else None) or {
+        "configuration": configuration(options),
+        "command": environment.command(),
+        "environment": environment.describe(),
+        "records": [],
+    }
+    ladders = [
+        (name, size, algorithm)
+        for size in options.sizes
+        for name in options.networks
+        for algorithm in options.algorithms
+        if NETWORKS[name].make(size).weights in ALGORITHMS[algorithm][0]
+    ]
+    with progress_bars() as progress:
+        task = progress.add_task("solving", total=len(ladders))
+        for name, size, algorithm in ladders:
+            climb(options, found, name, size, algorithm, lambda: write_results(folder, found))
+            progress.advance(task)
+    write_results(folder, found)
+    summary, table = summarized(found), tabulated(found)
+    write_report(
+        folder,
+        "committee/loads.md.j2",
+        "Loads that are solved",
+        found=found,
+        summary=summary,
+        table=table,
+    )
+    show_table(summary, "Largest load of which most instances are solved")
+    say(f"Written: {folder / MARKDOWN}")
+    return 0
 
 
-def solve(model: Committee, load: float, seed: int, node: Node) -> dict[str, Any]:
-    """One instance, with infinitely many replicas and a rising coupling."""
+def climb(
+    options: Loads,
+    found: dict[str, Any],
+    name: str,
+    size: int,
+    algorithm: str,
+    store: Callable[[], None],
+) -> None:
+    """Rising loads until one of which no instance is solved; those stored are not tried again."""
+    known = {
+        record["load"]: record
+        for record in found["records"]
+        if (record["network"], record["size"], record["algorithm"]) == (name, size, algorithm)
+    }
+    for load in NETWORKS[name].loads:
+        record = known.get(load)
+        if record is None:
+            model = NETWORKS[name].make(size)
+            runs = [
+                solve(model, algorithm, load, seed, options.max_epochs)
+                for seed in range(options.seeds)
+            ]
+            record = {
+                "network": name, "size": size, "weights": model.num_weights,
+                "algorithm": algorithm, "load": load, "runs": runs,
+            }  # fmt: skip
+            found["records"].append(record)
+            store()
+        if all(run["errors"] for run in record["runs"]):
+            return
+
+
+def solve(
+    model: Committee, algorithm: str, load: float, seed: int, max_epochs: int
+) -> dict[str, Any]:
+    """One instance."""
     begin = time.perf_counter()
-    examples = random_patterns(model, load, seed, dtype=jnp.int8)
-    found = focusing_bp(model, *examples, rising_coupling(COUPLINGS), seed, node=node)
+    examples = random_patterns(model, load, seed)
+    answer = ALGORITHMS[algorithm][1](model, examples, jax.random.key(seed), max_epochs)
+    if isinstance(answer, FocusingBP):
+        passes = int(answer.history.steps[: int(answer.stages)].sum())
+    else:
+        passes = int(answer.epochs)
     return {
-        "errors": int(found.errors),
-        "sweeps": int(found.history.steps[: int(found.stages)].sum()),
+        "errors": int(answer.errors),
+        "passes": passes,
         "seconds": time.perf_counter() - begin,
     }
 
 
-def row(record: dict[str, Any]) -> tuple[str, ...]:
-    """Of the table; sweeps and seconds are medians."""
-    runs = record["runs"]
-    left = [run["errors"] for run in runs if run["errors"]]
-    return (
-        record["network"],
-        f"{record['weights']:,}",
-        f"{record['load']:g}",
-        f"{len(runs) - len(left)}/{len(runs)}",
-        ", ".join(map(str, left)),
-        f"{np.median([run['sweeps'] for run in runs]):.0f}",
-        f"{np.median([run['seconds'] for run in runs]):.0f}",
-    )
-
-
-def run(options: Loads) -> int:
-    """Solves all instances; the exit status."""
-    folder = open_folder(options, "loads")
-    cells = [
-        (name, model, load)
-        for size in options.sizes
-        for name, model in networks(size).items()
-        for load in options.loads
+def tabulated(found: dict[str, Any]) -> pd.DataFrame:
+    """A row for each network, size, algorithm and load."""
+    rows = [
+        (
+            record["network"],
+            f"{record['weights']:,}",
+            record["algorithm"],
+            f"{record['load']:g}",
+            f"{sum(run['errors'] == 0 for run in record['runs'])}/{len(record['runs'])}",
+            ", ".join(str(run["errors"]) for run in record["runs"]),
+            f"{np.median([run['passes'] for run in record['runs']]):.0f}",
+        )
+        for record in found["records"]
     ]
-    records = []
-    for name, model, load in track(cells, "solving", transient=True):
-        runs = [solve(model, load, seed, options.node) for seed in range(options.seeds)]
-        records.append({"network": name, "weights": model.num_weights, "load": load, "runs": runs})
-    found = {
-        "seeds": options.seeds,
-        "node": options.node,
-        "command": environment.command(),
-        "environment": environment.describe(),
-        "records": records,
-    }
-    write_results(folder, found)
-    table = pd.DataFrame(map(row, records), columns=HEAD)
-    write_report(
-        folder,
-        "committee/loads.md.j2",
-        "Loads that focusing belief propagation solves",
-        found=found,
-        table=table,
-        couplings=COUPLINGS,
-    )
-    show_table(table, "Loads")
-    say(f"Written: {folder / MARKDOWN}")
-    return 0
+    return pd.DataFrame(rows, columns=HEAD)
+
+
+def summarized(found: dict[str, Any]) -> pd.DataFrame:
+    """For each algorithm and size the largest load up to which most instances are solved."""
+    records = found["records"]
+    sizes = sorted({record["size"] for record in records})
+    with jax.enable_x64(True):
+        capacities = {
+            name: float(NETWORKS[name].capacity().load)
+            for name in dict.fromkeys(record["network"] for record in records)
+        }
+    rows = []
+    for name, algorithm in dict.fromkeys((r["network"], r["algorithm"]) for r in records):
+        reached = [
+            largest_load(
+                [
+                    record
+                    for record in records
+                    if (record["network"], record["algorithm"]) == (name, algorithm)
+                    and record["size"] == size
+                ]
+            )
+            for size in sizes
+        ]
+        rows.append((name, f"{capacities[name]:.3f}", algorithm, *reached))
+    return pd.DataFrame(rows, columns=[*SUMMARY, *(f"N = {size:,}" for size in sizes)])
+
+
+def largest_load(ladder: list[dict[str, Any]]) -> str:
+    """Up to which the median instance has no errors at each load; a dash where at none."""
+    reached = "-"
+    for record in sorted(ladder, key=lambda record: record["load"]):
+        if np.median([run["errors"] for run in record["runs"]]) > 0:
+            return reached
+        reached = f"{record['load']:g}"
+    return reached

@@ -1,5 +1,6 @@
 """Committee machines: count the solutions around a solution, and find the wide ones."""
 
+from entropix.committee._amp import ApproximateMessagePassing, approximate_message_passing
 from entropix.committee._bp import Beliefs, belief_propagation
 from entropix.committee._entropy_curve import LocalEntropyCurve, local_entropy_curve
 from entropix.committee._focusing_bp import (
@@ -27,6 +28,7 @@ from entropix.committee._sampling import SampledLocalEntropy, sampled_local_entr
 from entropix.committee._surrogate_sgd import cross_entropy, surrogate_loss, surrogate_sgd
 
 __all__ = [
+    "ApproximateMessagePassing",
     "Beliefs",
     "Committee",
     "Examples",
@@ -37,6 +39,7 @@ __all__ = [
     "NoiseRobustness",
     "Protocol",
     "SampledLocalEntropy",
+    "approximate_message_passing",
     "belief_propagation",
     "binarize",
     "cross_entropy",

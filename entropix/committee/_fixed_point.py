@@ -25,7 +25,7 @@ _HALVINGS = 60
 _SHORTEN, _LENGTHEN, _SHORTEST = 0.7, 1.1, 0.05
 # Log probability of a pattern below which its weights are frozen to signs that get it wrong, where
 # sums are taken as normal: it is 27 where one of frozen signs is wrong by the least amount.
-_IMPOSSIBLE = -20.0
+IMPOSSIBLE = -20.0
 
 
 class Stop(NamedTuple):
@@ -151,12 +151,16 @@ def iterate(
         total, multiplier = prior(sums, at.multiplier)
         mean, _ = moments(total)
         residual = jnp.max(jnp.abs(mean - at.mean)) / (1 - at.damping)
-        share, most = 1 - at.damping, 1 - stop.damping
-        share = share * jnp.where(residual > at.residual, _SHORTEN, _LENGTHEN)
-        damping = 1 - jnp.clip(share, _SHORTEST * most, most)
+        damping = adapted(at.damping, stop.damping, residual > at.residual)
         return FixedPoint(messages, sums, total, multiplier, mean, at.steps + 1, residual, damping)
 
     return jax.lax.while_loop(goes_on, step, begin)
+
+
+def adapted(damping: jax.Array, least: jax.Array, grows: jax.Array) -> jax.Array:
+    """The damping of the next sweep, after one whose residual grows or not."""
+    share = (1 - damping) * jnp.where(grows, _SHORTEN, _LENGTHEN)
+    return 1 - jnp.clip(share, _SHORTEST * (1 - least), 1 - least)
 
 
 class FreeEntropy(NamedTuple):
@@ -184,5 +188,5 @@ def free_entropy(
         return FreeEntropy(found, jnp.zeros([], bool))
     # Exact probabilities may be as small as the type knows.
     smallest = float(np.log(jnp.finfo(found.dtype).tiny)) + 1
-    contradicted = ~(least > (smallest if node == "exact" else _IMPOSSIBLE))
+    contradicted = ~(least > (smallest if node == "exact" else IMPOSSIBLE))
     return FreeEntropy(jnp.where(contradicted, jnp.nan, found), contradicted)

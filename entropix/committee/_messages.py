@@ -114,10 +114,16 @@ def _evidence(
     binary = model.weights == "binary"
     smallest = _nodes.SMALLEST_VARIANCE_OF_SIGNS if binary else _nodes.SMALLEST_VARIANCE
     sums = _nodes.field_sums(batch.inputs, mean, variance, smallest)
+    return sums, *output_evidence(model, sums, batch.labels)
+
+
+def output_evidence(
+    model: Committee, sums: _nodes.Sums, labels: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """Fields on the hidden signs (None: the output is the sign), log P(right output)."""
     if model.num_hidden == 1:
-        return sums, None, log_tail(-sums.scaled)[:, 0]
-    down, log_z = _nodes.output_node(model.output, _nodes.gaussian_up(sums), batch.labels)
-    return sums, down, log_z
+        return None, log_tail(-sums.scaled)[:, 0]
+    return _nodes.output_node(model.output, _nodes.gaussian_up(sums), labels)
 
 
 def _batch(
@@ -132,10 +138,16 @@ def _batch(
     mine = jax.tree.map(cut, messages)
     dtype = jax.tree.leaves(messages)[0].dtype
     inputs, labels = (cut(part).astype(dtype) for part in problem)
-    if model.output == "majority" or model.num_hidden == 1:
-        inputs = inputs * labels[:, None]
+    inputs = gauged(model, inputs, labels)
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= index * size
     return _Batch(start, model.unit_inputs(inputs), labels, mine, fresh[:, None, None])
+
+
+def gauged(model: Committee, patterns: jax.Array, labels: jax.Array) -> jax.Array:
+    """Patterns times labels, so that every right output is +1; a parity's as they are."""
+    if model.output == "majority" or model.num_hidden == 1:
+        return patterns * labels[:, None]
+    return patterns
 
 
 def _seen(total: Any, messages: Any) -> Any:

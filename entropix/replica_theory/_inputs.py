@@ -42,6 +42,12 @@ def check_one_or_infinite(num_hidden: Any) -> None:
         raise ValueError(f"num_hidden must be 1 or math.inf, got {num_hidden!r}")
 
 
+def check_one_three_or_infinite(num_hidden: Any) -> None:
+    """Raises unless ``num_hidden`` is 1, 3 or infinite."""
+    if num_hidden not in (1, 3, math.inf):
+        raise ValueError(f"num_hidden must be 1, 3 or math.inf, got {num_hidden!r}")
+
+
 def check_distance(distance: Any) -> None:
     """Raises unless every distance is inside (0, 1)."""
     check_number("distance", distance, above=0, below=1)

@@ -54,7 +54,9 @@ def log_even_parity(fields: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def symmetric_nodes(units: int, size: int | None = None) -> tuple[jax.Array, jax.Array]:
+def symmetric_nodes(
+    units: int, size: int | None = None, spacing: float = 0.4
+) -> tuple[jax.Array, jax.Array]:
     """Nodes and weights for integrals of symmetric functions over K normal variables.
 
     A product of trapezoidal rules, of which only the ordered nodes are kept; or, where K is too
@@ -65,22 +67,25 @@ def symmetric_nodes(units: int, size: int | None = None) -> tuple[jax.Array, jax
     Args:
       units: K.
       size: G, points of the sequence. Default None: the product, for K up to 3.
+      spacing: of the product. Default 0.4.
 
     Returns:
       The nodes, of shape (G, K), and their weights, of shape (G,) and sum 1.
     """
     with jax.ensure_compile_time_eval():
-        return _kronecker_sequence(units, size) if size else _ordered_grid(units)
+        return _kronecker_sequence(units, size) if size else _ordered_grid(units, spacing)
 
 
-def _ordered_grid(units: int) -> tuple[jax.Array, jax.Array]:
+def _ordered_grid(units: int, spacing: float) -> tuple[jax.Array, jax.Array]:
     """Nodes z_1 <= z_2 <= ..., each weighing as much as all its permutations."""
-    line, weights = gaussian_quadrature(0.4, 8.0)
+    line, weights = gaussian_quadrature(spacing, 8.0)
     index = np.array(list(itertools.combinations_with_replacement(range(line.size), units)))
-    repeats = [np.unique(row, return_counts=True)[1] for row in index]
-    permutations = [
-        math.factorial(units) / math.prod(map(math.factorial, counts)) for counts in repeats
-    ]
+    # The product of 1, 2, ... along each run of equal nodes is that of the factorials of the runs.
+    repeats, same = np.ones(len(index)), np.ones(len(index))
+    for left, right in itertools.pairwise(index.T):
+        same = np.where(left == right, same + 1, 1)
+        repeats *= same
+    permutations = math.factorial(units) / repeats
     return line[index], jnp.prod(weights[index], axis=1) * jnp.asarray(permutations)
 
 
