@@ -88,12 +88,13 @@ def approximate_message_passing(
 
     Messages of one weight differ from each other by 1 / sqrt(n), which is put in by hand (Onsager):
 
-    .. math:: V_{\mu k} &= \sum_i x_{\mu i}^2 v_{ki}, &
-       \omega_{\mu k} &= \sum_i x_{\mu i} m_{ki} - V_{\mu k} g_{\mu k}, &
-       g_{\mu k} &= \partial_{\omega_{\mu k}} \log Z_\mu(\omega, V), \\
-       A_{ki} &= -\sum_\mu x_{\mu i}^2 \, \partial_{\omega_{\mu k}} g_{\mu k}, &
-       B_{ki} &= \sum_\mu x_{\mu i} g_{\mu k} + A_{ki} m_{ki}, &
-       m_{ki} &= \tanh(h_{ki} + B_{ki}) \ \text{ or } \ \frac{h_{ki} + B_{ki}}{\lambda + A_{ki}}
+    .. math:: V_{\mu k} = \sum_i x_{\mu i}^2 v_{ki}, \qquad
+       \omega_{\mu k} = \sum_i x_{\mu i} m_{ki} - V_{\mu k} g_{\mu k}, \qquad
+       g_{\mu k} = \partial_{\omega_{\mu k}} \log Z_\mu(\omega, V)
+
+    .. math:: A_{ki} = -\sum_\mu x_{\mu i}^2 \, \partial_{\omega_{\mu k}} g_{\mu k}, \qquad
+       B_{ki} = \sum_\mu x_{\mu i} g_{\mu k} + A_{ki} m_{ki}, \qquad
+       m_{ki} = \tanh(h_{ki} + B_{ki}) \ \text{ or } \ \frac{h_{ki} + B_{ki}}{\lambda + A_{ki}}
 
     where the g in the second equation is that of the iteration before, Z is the probability of the
     right output of normal fields with means omega and variances V, and lambda holds the norm of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.committee import figures, measures
+from benchmarks.committee import figures, loads, measures
 from benchmarks.committee.main import CommitteeMachines, correlations, run
 from benchmarks.committee.problems import PROBLEMS, Problem, Sizes
 from benchmarks.common.data import digits
@@ -187,3 +187,37 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is not empty"):
         run(CommitteeMachines(output=tmp_path))
+
+
+def test_a_load_is_reached_where_the_median_instance_of_all_smaller_ones_is_solved():
+    def record(load, *errors):
+        return {"load": load, "runs": [{"errors": one} for one in errors]}
+
+    ladder = [
+        record(0.7, 0, 5, 9),
+        record(0.5, 0, 0, 0),
+        record(0.6, 0, 0, 3),
+        record(0.8, 0, 0, 0),
+    ]
+    assert loads.largest_load(ladder) == "0.6"
+    assert loads.largest_load(ladder[:1]) == "-"
+
+
+def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
+    """Stored records are not made again; the ladder ends above the first hopeless load."""
+    tried = []
+
+    def solve(model, algorithm, load, seed, max_epochs):
+        tried.append(load)
+        return {"errors": int(load > 0.25), "passes": 1, "seconds": 0.0}
+
+    monkeypatch.setattr(loads, "solve", solve)
+    found, writes = {"records": []}, []
+    options = loads.Loads(sizes=(45,), seeds=2)
+    arguments = options, found, "binary perceptron", 45, "lal", lambda: writes.append(1)
+    loads.climb(*arguments)
+    assert tried == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]
+    assert len(writes) == 3
+    loads.climb(*arguments)
+    assert len(tried) == 6
+    assert loads.summarized(found)["N = 45"].tolist() == ["0.2"]
