@@ -93,13 +93,16 @@ def verdict_table(all_found: list[Results]) -> pd.DataFrame:
     for found in all_found:
         entropic, baseline, change = verdict(found)
         mean = table_of(found)["error"].groupby("method").mean()
+        judged = {name: found["tuned"][name]["error"] for name in (entropic, baseline)}
+        chance = np.sqrt(judged[baseline] * (1 - judged[baseline]) / found["data"]["train"])
         rows.append(
             {
                 "row": found["row"]["title"],
                 "best entropic": entropic,
-                "its error %": f"{100 * mean[entropic]:.2f}",
                 "best baseline": baseline,
-                "error % of it": f"{100 * mean[baseline]:.2f}",
+                "validation errors %": " and ".join(f"{100 * x:.1f}" for x in judged.values()),
+                "their standard error": f"{100 * chance:.1f}",
+                "test errors %": f"{100 * mean[entropic]:.2f} and {100 * mean[baseline]:.2f}",
                 "difference (95 %)": written(change),
                 "entropic": word(change),
             }
@@ -183,7 +186,7 @@ def winner_table(all_found: list[Results]) -> pd.DataFrame:
 
 
 def gamma_table(all_found: list[Results]) -> pd.DataFrame:
-    """The best early validation error of Entropy-SGD below and above a gamma."""
+    """The lowest error of Entropy-SGD on the first folds, below and above a gamma."""
     rows = []
     for found in all_found:
         trials = json.loads((ROOMS / "results" / f"tuned-{found['name']}" / TRIALS).read_text())
@@ -191,7 +194,7 @@ def gamma_table(all_found: list[Results]) -> pd.DataFrame:
         large: list[float] = []
         for trial in trials["entropy_sgd"]:
             side = small if trial["values"]["gamma"] < SMALL_GAMMA else large
-            side.append(rank(trial, "early")[0])
+            side.append(rank(trial, found["plan"]["early_folds"])[0])
         rows.append(
             {
                 "row": found["row"]["title"],

@@ -1,4 +1,4 @@
-"""Tuning one method: as many trials for each, halved once, every trial kept in a SQLite store."""
+"""Tuning one method: as many trials for each, the best on more folds, all kept in SQLite."""
 
 import math
 import time
@@ -26,29 +26,30 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Plan:
-    """How each method is tuned.
+    """How each method is tuned: successive halving whose resource are the folds.
+
+    Every trial has the whole budget. Shorter trials would be cheaper, but what is best after a
+    part of a run is not what is best at its end: where labels are wrong it is what learns fast and
+    later learns the wrong labels too.
 
     Attributes:
       trials: points of the space that are tried.
-      kept: of them that are trained at the whole budget.
-      early_share: of the budget that all are trained at first.
-      early_folds: folds that they are judged on then.
-      folds: parts of the training set; a trial at the whole budget is judged on each.
+      kept: of them that are judged on all folds.
+      early_folds: folds that all are judged on.
+      folds: parts of the training set.
       seed: of points and folds.
     """
 
-    trials: int = 25
-    kept: int = 5
-    early_share: float = 0.25
+    trials: int = 20
+    kept: int = 4
     early_folds: int = 2
     folds: int = 5
     seed: int = 0
 
     def cost(self, contender: Contender, gradients: int) -> int:
         """Gradients that tuning a method takes."""
-        early = contender.total(round(self.early_share * gradients))
-        whole = contender.total(gradients)
-        return self.trials * self.early_folds * early + self.kept * self.folds * whole
+        late = self.kept * (self.folds - self.early_folds)
+        return (self.trials * self.early_folds + late) * contender.total(gradients)
 
 
 def tune(
@@ -75,27 +76,27 @@ def tune(
       show: called with the gradients of each chunk that was trained.
 
     Returns:
-      For each trial its hyper-parameters ``values``; ``early`` and, of those that were kept,
-      ``whole``: error and loss on the folds; and the ``seconds`` that it took.
+      For each trial its hyper-parameters ``values``, ``error`` and ``loss`` on the folds that it
+      was judged on, the ``gradients`` of each training, and the ``seconds`` of all.
     """
     images = jax.device_put((data.x_train, data.y_train))
     trainings = Trainings(
         network, contender, images, folds,
         batch_size=row.batch_size, gradients=row.gradients, together=together,
     )  # fmt: skip
+    total = contender.total(row.gradients)
     found: list[dict[str, Any]] = [
-        {"values": values, "seconds": 0.0}
+        {"values": values, "gradients": total, "error": [], "loss": [], "seconds": 0.0}
         for values in points(contender.space, plan.trials, plan.seed)
     ]
 
-    def judge(chosen: Sequence[int], stage: str, count: int, gradients: int) -> None:
-        """Trains the chosen trials on the first folds and notes how they did."""
-        for at in chosen:
-            found[at][stage] = {"gradients": contender.total(gradients), "error": [], "loss": []}
-        pairs = [(at, fold) for fold in range(count) for at in chosen]
-        trials = [Trial(found[at]["values"], fold) for at, fold in pairs]
+    def judge(chosen: Sequence[int], on: range) -> None:
+        """Trains the chosen trials on some folds and notes how they did."""
+        pairs = [(at, fold) for fold in on for at in chosen]
         done, begin = 0, time.perf_counter()
-        for trained in trainings.train(trials, gradients):
+        for trained in trainings.train(
+            [Trial(found[at]["values"], fold) for at, fold in pairs], row.gradients
+        ):
             held = np.stack([folds[trial.fold].held for trial in trained.trials])
             logits = np.asarray(
                 answers(network, trained.params, trained.batch_stats, images[0][held])
@@ -104,28 +105,28 @@ def tune(
             here = pairs[done : done + len(trained.trials)]
             for (at, _), one, places in zip(here, logits, held, strict=True):
                 error, loss = error_and_loss(one, data.y_train[places])
-                found[at][stage]["error"].append(error)
-                found[at][stage]["loss"].append(loss)
+                found[at]["error"].append(error)
+                found[at]["loss"].append(loss)
                 found[at]["seconds"] += seconds / len(here)
             done, begin = done + len(here), time.perf_counter()
-            show(len(here) * contender.total(gradients))
+            show(len(here) * total)
 
-    early = round(plan.early_share * row.gradients)
-    judge(range(plan.trials), "early", plan.early_folds, early)
-    best = sorted(range(plan.trials), key=lambda at: rank(found[at], "early"))
-    judge(sorted(best[: plan.kept]), "whole", plan.folds, row.gradients)
+    judge(range(plan.trials), range(plan.early_folds))
+    best = sorted(range(plan.trials), key=lambda at: rank(found[at]))
+    judge(sorted(best[: plan.kept]), range(plan.early_folds, plan.folds))
     return found
 
 
-def rank(trial: dict[str, Any], stage: str) -> tuple[float, float]:
-    """By the mean error, then by the mean loss."""
-    losses = [math.inf if loss is None else loss for loss in trial[stage]["loss"]]
-    return float(np.mean(trial[stage]["error"])), float(np.mean(losses))
+def rank(trial: dict[str, Any], folds: int | None = None) -> tuple[float, float]:
+    """By the mean error on the first folds (None: all that there are), then by the mean loss."""
+    losses = [math.inf if loss is None else loss for loss in trial["loss"][:folds]]
+    return float(np.mean(trial["error"][:folds])), float(np.mean(losses))
 
 
 def winner(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The best of those that were trained at the whole budget."""
-    return min((one for one in trials if "whole" in one), key=lambda one: rank(one, "whole"))
+    """The best of those that were judged on all folds."""
+    most = max(len(one["error"]) for one in trials)
+    return min((one for one in trials if len(one["error"]) == most), key=rank)
 
 
 class Store:
@@ -150,15 +151,16 @@ class Store:
     def save(self, name: str, contender: Contender, trials: Sequence[dict[str, Any]]) -> None:
         """Keeps all trials of a method."""
         study = optuna.create_study(study_name=name, storage=self._storage, direction="minimize")
+        most = max(len(trial["error"]) for trial in trials)
         for trial in trials:
-            whole = "whole" in trial
+            whole = len(trial["error"]) == most
             study.add_trial(
                 optuna.trial.create_trial(
                     state=TrialState.COMPLETE if whole else TrialState.PRUNED,
-                    value=rank(trial, "whole")[0] if whole else None,
+                    value=rank(trial)[0] if whole else None,
                     params=trial["values"],
                     distributions={name: one.stored() for name, one in contender.space.items()},
-                    intermediate_values={trial["early"]["gradients"]: rank(trial, "early")[0]},
+                    intermediate_values=dict(enumerate(trial["error"], start=1)),
                     user_attrs={"record": as_json(trial)},
                 )
             )
@@ -166,12 +168,4 @@ class Store:
 
 def as_json(trial: dict[str, Any]) -> dict[str, Any]:
     """A trial as JSON keeps it: a loss that is infinite is None."""
-    return {
-        name: {
-            **part,
-            "loss": [loss if math.isfinite(loss) else None for loss in part["loss"]],
-        }
-        if name in ("early", "whole")
-        else part
-        for name, part in trial.items()
-    }
+    return {**trial, "loss": [loss if math.isfinite(loss) else None for loss in trial["loss"]]}

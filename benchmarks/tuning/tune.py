@@ -31,9 +31,9 @@ from benchmarks.tuning.search import Plan, Store, rank, tune, winner
 class Tune(ResumeOptions):
     """Tune every method alike, by cross-validation on the training images of one row.
 
-    Each method gets the same number of points of its own space of hyper-parameters. All are trained
-    at a share of the budget, the best again at the whole of it. No test image is read. Every trial
-    is kept in trials.sqlite, which Optuna opens; `table` then judges the winners.
+    Each method gets the same number of points of its own space of hyper-parameters. All are judged
+    on two folds, the best on all. No test image is read. Every trial is kept in trials.sqlite,
+    which Optuna opens; `table` then judges the winners.
     """
 
     row: Annotated[str, Among("row", lambda: ROWS)] = "digits"
@@ -43,11 +43,11 @@ class Tune(ResumeOptions):
     trials: Annotated[int, POSITIVE] = Plan.trials
     """Points of each method's space."""
     kept: Annotated[int, POSITIVE] = Plan.kept
-    """Points that are trained at the whole budget."""
+    """Points that are judged on all folds."""
     folds: Annotated[int, Within(2)] = Plan.folds
     """Parts of the training images; each in turn is judged on."""
     gradients: Annotated[int | None, POSITIVE] = None
-    """Budget of one run instead of the row's: a multiple of 2400, so that all end on a cycle."""
+    """Budget of one run instead of the row's: a multiple of 600, so that all end on a cycle."""
     seed: Annotated[int, Within(0, 2**31)] = 0
     """Of the points, the folds and the choice of images."""
     together: Annotated[bool, FREE] = False
@@ -117,7 +117,7 @@ def row_of(name: str, gradients: int | None) -> Row:
 def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The winner of a method, and the time that all its trials took."""
     best = winner(trials)
-    error, loss = rank(best, "whole")
+    error, loss = rank(best)
     return {
         "values": best["values"],
         "error": error,

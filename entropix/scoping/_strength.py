@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from entropix._checks import check_integer, check_number
 
@@ -13,8 +13,8 @@ from entropix._checks import check_integer, check_number
 def largest_stable_gamma(
     learning_rate: float | Float[Array, ""],
     *,
-    every: int = 1,
-    momentum: float | None = None,
+    every: int | Int[Array, ""] = 1,
+    momentum: float | Float[Array, ""] | None = None,
     nesterov: bool = True,
 ) -> float | Float[Array, ""]:
     r"""The coupling above which the replicas of `entropix.replicated_sgd` diverge from their mean.

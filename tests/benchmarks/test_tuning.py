@@ -16,7 +16,6 @@ from benchmarks.common.batches import BatchOrder
 from benchmarks.common.data import load
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
-from benchmarks.common.training import replica_keys, start_of
 from benchmarks.tuning import found as page
 from benchmarks.tuning import rows, search, statistics, training
 from benchmarks.tuning.contenders import Run
@@ -57,8 +56,10 @@ def one_at_a_time(name, values, fold):
     copies, updates = contender.copies, contender.updates(GRADIENTS)
     order = BatchOrder(len(fold.seen), BATCH, (fold.seed,), copies)
     places = fold.seen[order.indices(0, updates)[:, 0]]
-    starts = [start_of(network, key) for key in replica_keys(fold.seed, copies)]
-    params = [start.params for start in starts]
+    starts = training.starts_of(network, copies, jnp.arange(2, dtype=jnp.uint32))
+    params = [
+        jax.tree.map(lambda leaf, at=at: leaf[fold.seed, at], starts.params) for at in range(copies)
+    ]
     if values.get("alike", contender.alike):
         params = [params[0]] * copies
 
@@ -69,7 +70,7 @@ def one_at_a_time(name, values, fold):
         return jax.grad(loss)(params)
 
     if copies == 1:
-        tx = contender.build(values, Run(updates, starts[0].noise_key))
+        tx = contender.build(values, Run(updates, starts.noise_key[fold.seed, 0]))
         state, here = tx.init(params[0]), params[0]
 
         @jax.jit
@@ -188,16 +189,12 @@ def test_two_gradients_of_sam_are_one_step(name):
 
 
 def test_budgets_end_on_a_whole_cycle_for_every_method():
-    """The early budget too: an anchor is only evaluated where a loop has ended."""
-    plan = Plan()
+    """An anchor is only evaluated where a loop has ended."""
     for name, contender in CONTENDERS.items():
         cycles = contender.space.get("inner_steps", Choice((1,)))
-        if name == "lookahead":
-            cycles = Choice((20,))
         for row in rows.ROWS.values():
-            for share in (plan.early_share, 1):
-                updates = contender.updates(round(share * row.gradients))
-                assert all(updates % cycle == 0 for cycle in cycles.values), (name, row.title)
+            updates = contender.updates(row.gradients)
+            assert all(updates % cycle == 0 for cycle in cycles.values), (name, row.title)
 
 
 def test_all_methods_share_the_same_search():
@@ -257,64 +254,44 @@ def test_batches_are_of_images_that_the_fold_may_see():
     assert set(places.ravel()) <= set(fold.seen)
 
 
-def tiny(monkeypatch):
-    """A row that is over in a moment."""
-    row = Row("tiny", "digits", 2400, images=100, model="small_mnistfc", batch_size=16)
-    monkeypatch.setitem(rows.ROWS, "digits", row)
-    data = rows.prepare(row)
-    return row, data, Network(Dense((4,), 10, 0.0), (8, 8, 1))
-
-
 PLAN = Plan(trials=3, kept=2, folds=2, early_folds=1)
-SHORT = 40
 
 
-def tune_tiny(monkeypatch, data=None, name="sgd"):
-    row, plain, network = tiny(monkeypatch)
-    row = dataclasses.replace(row, gradients=SHORT)
-    data = data or plain
-    shown = []
-    trials = search.tune(
-        row, PLAN, CONTENDERS[name], network, data, rows.folds(2, 100), show=shown.append
-    )
-    assert sum(shown) == PLAN.cost(CONTENDERS[name], SHORT)
-    return trials
+def tiny():
+    """A row that is over in a moment, of the shapes that the tests above have compiled."""
+    return Row("tiny", "digits", GRADIENTS, images=200, batch_size=BATCH)
 
 
-def test_tuning_keeps_every_trial_and_never_reads_a_test_image(monkeypatch):
+def test_tuning_keeps_every_trial_and_never_reads_a_test_image():
     class NoTest(type(load("digits"))):
         def __getattribute__(self, name):
             assert name not in ("x_test", "y_test"), "tuning looked at the test images"
             return object.__getattribute__(self, name)
 
-    _, plain, _ = tiny(monkeypatch)
+    plain = rows.prepare(tiny())
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-    trials = tune_tiny(monkeypatch, NoTest(**fields))
+    shown, sgd = [], CONTENDERS["sgd"]
+    trials = search.tune(
+        tiny(), PLAN, sgd, setting()[0], NoTest(**fields), FOLDS, show=shown.append
+    )  # fmt: skip
+    assert sum(shown) == PLAN.cost(sgd, GRADIENTS)
     assert len(trials) == PLAN.trials
-    assert sum("whole" in trial for trial in trials) == PLAN.kept
-    for trial in trials:
-        assert len(trial["early"]["error"]) == PLAN.early_folds
-        assert trial["early"]["gradients"] == round(PLAN.early_share * SHORT)
-    best = search.winner(trials)
-    assert len(best["whole"]["error"]) == PLAN.folds
-    early = sorted(trials, key=lambda trial: search.rank(trial, "early"))
-    assert all("whole" in trial for trial in early[: PLAN.kept])
+    assert {trial["gradients"] for trial in trials} == {GRADIENTS}
+    assert len(search.winner(trials)["error"]) == PLAN.folds
+    early = sorted(trials, key=lambda trial: search.rank(trial, PLAN.early_folds))
+    assert [len(trial["error"]) for trial in early] == [PLAN.folds] * PLAN.kept + [1]
 
 
 def test_a_store_gives_back_what_was_saved_and_forgets_what_is_not_whole(tmp_path):
-    trial = {
-        "values": points(CONTENDERS["sgd"].space, 1, 0)[0],
-        "seconds": 1.5,
-        "early": {"gradients": 10, "error": [0.5], "loss": [float("inf")]},
-    }
-    whole = {**trial, "whole": {"gradients": 40, "error": [0.25, 0.5], "loss": [1.0, 2.0]}}
+    values = points(CONTENDERS["sgd"].space, 1, 0)[0]
+    trial = {"values": values, "gradients": 10, "seconds": 1.5, "error": [0.5], "loss": [np.inf]}
+    whole = {**trial, "error": [0.25, 0.5], "loss": [1.0, 2.0]}
     Store(tmp_path).save("sgd", CONTENDERS["sgd"], [trial, whole])
     store = Store(tmp_path)
     assert store.load("adamw", 2) is None
     kept = store.load("sgd", 2)
-    assert kept[0]["early"]["loss"] == [None]
-    assert kept[1]["whole"] == whole["whole"]
-    assert search.winner(kept)["values"] == whole["values"]
+    assert kept == [{**trial, "loss": [None]}, whole]
+    assert search.winner(kept) == whole
     # A kill between two trials leaves too few: the method is tuned again.
     assert store.load("sgd", 3) is None
     assert store.load("sgd", 2) is None
