@@ -51,6 +51,12 @@ def sgd_ema(values: Values, run: Run) -> optax.GradientTransformation:
     return averaged(sgd(values, run), lambda step: jnp.maximum(newest, 1 / (step + 1.0)))
 
 
+def muon_ema(values: Values, run: Run) -> optax.GradientTransformation:
+    """Muon and the exponential average of its weights over a share of the run."""
+    newest = 1 / (values["horizon"] * run.updates)
+    return averaged(muon(values, run), lambda step: jnp.maximum(newest, 1 / (step + 1.0)))
+
+
 def sgd_swa(values: Values, run: Run) -> optax.GradientTransformation:
     """SGD and the plain average of its last weights."""
     start = jnp.round(values["start"] * run.updates)
@@ -99,6 +105,12 @@ BASELINES: dict[str, Contender] = {
         "Muon: orthogonalized momentum on matrices, Adam on the rest",
         muon,
         {**SHARED, "learning_rate": Log(1e-3, 0.3)},
+    ),
+    "muon_ema": Contender(
+        "Muon, evaluated at the exponential average of its weights",
+        muon_ema,
+        {**SHARED, "learning_rate": Log(1e-3, 0.3), "horizon": Log(0.01, 0.5)},
+        weights=average_of,
     ),
     "sgd_ema": Contender(
         "SGD, evaluated at the exponential average of its weights",

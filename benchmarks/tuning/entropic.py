@@ -9,7 +9,7 @@ import optax
 
 import entropix
 from benchmarks.common.family import kernels
-from benchmarks.tuning.baselines import BASELINES, sgd
+from benchmarks.tuning.baselines import BASELINES, muon, sgd
 from benchmarks.tuning.contenders import (
     MOMENTUM,
     SHARED,
@@ -89,6 +89,14 @@ def entropy_adamw(values: Values, run: Run) -> optax.GradientTransformation:
     inner = descent(values, run.updates, optax.scale_by_adam())
     return local_entropy_descent(
         optax.sgd(1.0), inner, values, run, rate, **exponential_average(values)
+    )
+
+
+def entropy_muon(values: Values, run: Run) -> optax.GradientTransformation:
+    """Muon in the inner loop; the anchor takes whole steps."""
+    rate = schedule(values, run.updates)
+    return local_entropy_descent(
+        optax.sgd(1.0), muon(values, run), values, run, rate, **exponential_average(values)
     )
 
 
@@ -221,6 +229,12 @@ ENTROPIC: dict[str, Contender] = {
         "local entropy with AdamW in the inner loop",
         entropy_adamw,
         {**SHARED_ADAM, **LOOP},
+        entropic=True,
+    ),
+    "entropy_muon": Contender(
+        "local entropy with Muon in the inner loop",
+        entropy_muon,
+        {**SHARED, "learning_rate": Log(1e-3, 0.3), **LOOP},
         entropic=True,
     ),
     "entropy_adam": Contender(

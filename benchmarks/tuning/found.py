@@ -16,6 +16,7 @@ from benchmarks.tuning.report import written
 from benchmarks.tuning.rows import ROWS
 from benchmarks.tuning.search import rank
 from benchmarks.tuning.statistics import (
+    best_of,
     correlations,
     differences,
     table_of,
@@ -73,6 +74,7 @@ def text() -> str:
             against_sgd=method_table(all_found, "sgd"),
             errors=error_table(all_found),
             correlations=correlation_table(all_found),
+            afterthought=afterthought_table(all_found),
             winners=winner_table(all_found),
             gammas=gamma_table(all_found),
             missing=pd.DataFrame(
@@ -144,6 +146,28 @@ def error_table(all_found: list[Results]) -> pd.DataFrame:
             for name in CONTENDERS
         ]
     return pd.DataFrame({"method": list(CONTENDERS), **columns})
+
+
+def afterthought_table(all_found: list[Results]) -> pd.DataFrame:
+    """Local entropy around Muon against Muon, whose average counts as Muon too."""
+    rows = []
+    for found in all_found:
+        if "entropy_muon" not in found["tuned"]:
+            continue
+        rival = best_of(found, ("muon", "muon_ema"))
+        change = differences(found, rival)["entropy_muon"]
+        mean = table_of(found)["error"].groupby("method").mean()
+        rows.append(
+            {
+                "row": found["row"]["title"],
+                "entropy_muon %": f"{100 * mean['entropy_muon']:.2f}",
+                "best of Muon": rival,
+                "its error %": f"{100 * mean[rival]:.2f}",
+                "difference (95 %)": written(change),
+                "entropy_muon": word(change),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def correlation_table(all_found: list[Results]) -> pd.DataFrame:
