@@ -29,6 +29,8 @@ PAGE = ROOMS.parent / "docs" / "what_we_found.md"
 TEMPLATE = "tuning/what_we_found.md.j2"
 # Below it the pull of Entropy-SGD is weaker than what any recorded winner has; the papers' is 1e-4.
 SMALL_GAMMA = 1e-2
+# What a reader looks for first.
+NAMED = ("entropy_sgd", "partial_entropy_sgd", "replicated_sgd", "replicated_sgd_y", "parle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ def text() -> str:
             ),
             plan=all_found[0]["plan"] if all_found else None,
             sentences=sentences(all_found),
+            against=[against_sgd(all_found, name) for name in NAMED] if all_found else [],
             trials=sum(found["plan"]["trials"] * len(found["tuned"]) for found in all_found),
         ).strip()
         + "\n"
@@ -232,6 +235,19 @@ def gamma_table(all_found: list[Results]) -> pd.DataFrame:
 def lowest(errors: list[float]) -> str:
     """The lowest of some errors, and of how many."""
     return f"{100 * min(errors):.2f} ({len(errors)} points)" if errors else "-"
+
+
+def against_sgd(all_found: list[Results], name: str) -> str:
+    """How a method did against SGD in words."""
+    changes = [differences(found, "sgd")[name] for found in all_found]
+    words = [word(change) for change in changes]
+    mean = 100 * np.mean([change.mean for change in changes])
+    budget = CONTENDERS[name].budgets
+    gradients = f", at {budget} times the gradients," if budget > 1 else ""
+    return (
+        f"`{name}`{gradients} against SGD: wins {words.count('wins')}, ties "
+        f"{words.count('ties')}, loses {words.count('loses')}; {mean:+z.2f} points on average."
+    )
 
 
 def sentences(all_found: list[Results]) -> list[str]:
