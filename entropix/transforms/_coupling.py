@@ -9,7 +9,9 @@ from jaxtyping import Array, Int, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_below, check_float_leaves, check_integer, check_number, required
+from entropix.transforms._average_updates import checked
 from entropix.transforms._branch import apply_when
+from entropix.transforms._exchange import Compression, Exchange
 from entropix.transforms._langevin import at
 from entropix.transforms._replica_axes import replica_axes
 
@@ -21,10 +23,12 @@ class CoupleReplicasState(NamedTuple):
       step: number t of updates made, one count for all stacked replicas.
       center: the moving center, with length 1 on the stacked axis; zeros before the first coupling.
         None when the center is the mean.
+      residual: what compression has taken away so far, for error feedback. None without it.
     """
 
     step: Int[Array, ""]
     center: PyTree | None
+    residual: PyTree | None = None
 
 
 def couple_replicas(
@@ -34,6 +38,7 @@ def couple_replicas(
     phase: int | jax.Array = 0,
     center: Literal["mean", "moving"] = "mean",
     center_rate: optax.ScalarOrSchedule = 0.9,
+    compression: Compression | None = None,
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
@@ -53,7 +58,9 @@ def couple_replicas(
               d^a \leftarrow d^a + K \gamma (x^a - \tilde x),
 
     from :math:`\tilde x = \bar x` at the first one. It moves first, so that beta = 1 is the plain
-    mean.
+    mean. All replicas share this center, so that with ``compression`` it is the differences to it
+    that travel, :math:`\bar x = \tilde x + \overline{x^a - \tilde x}`, in few bits. The first
+    coupling, which has no center yet, travels in full.
 
     Say where the replicas are by ``axis``, by ``axis_name``, or by both when some of them are
     stacked here and the rest is elsewhere. On the K - 1 uncoupled steps nothing is averaged and
@@ -69,6 +76,8 @@ def couple_replicas(
       center: ``"mean"`` (default) or ``"moving"``.
       center_rate: beta, the weight of the mean in the moving center, or a schedule of the number of
         updates made. From 0 to 1, default 0.9.
+      compression: how differences to the moving center travel, a `Compression`, or None (default)
+        for the weights in full.
       axis: the axis of every leaf along which the replicas are stacked.
       axis_name: name, or tuple of names, of the mapped axes (``vmap``, ``pmap``, ``shard_map``)
         along which the step, written for one replica, is mapped.
@@ -78,9 +87,9 @@ def couple_replicas(
 
     Raises:
       TypeError: an argument or a parameter is of the wrong type.
-      ValueError: an argument is out of its range; neither ``axis`` nor ``axis_name`` is given; a
-        leaf lacks the axis; the leaves disagree on its length; there is one replica only; the name
-        is of no mapped axis; ``update`` without params.
+      ValueError: an argument is out of its range; ``compression`` without a moving center; neither
+        ``axis`` nor ``axis_name`` is given; a leaf lacks the axis; the leaves disagree on its
+        length; there is one replica only; the name is of no mapped axis; ``update`` without params.
 
     Examples:
       Two replicas of one weight, without a gradient, meet at their mean:
@@ -102,8 +111,14 @@ def couple_replicas(
     check_number("center_rate", center_rate, at_least=0, at_most=1)
     if center not in ("mean", "moving"):
         raise ValueError(f"center must be 'mean' or 'moving', got {center!r}")
-    replicas = replica_axes(axis, axis_name)
     moving = center == "moving"
+    if checked(compression) is not None and not moving:
+        raise ValueError(
+            f"compression must be None with center='mean', got {compression!r}: "
+            "only differences to what replicas share, center='moving', may lose bits"
+        )
+    replicas = replica_axes(axis, axis_name)
+    exchange = Exchange(replicas, compression)
 
     def init_fn(params: optax.Params) -> CoupleReplicasState:
         warn_if_backend_is_faulty()
@@ -112,6 +127,7 @@ def couple_replicas(
         return CoupleReplicasState(
             step=jnp.zeros([], jnp.int32),
             center=jax.tree.map(replicas.zeros_like_mean, params) if moving else None,
+            residual=exchange.init(params),
         )
 
     def update_fn(
@@ -122,10 +138,29 @@ def couple_replicas(
         replicas.check_names(at_least=2)
         coupling = at(gamma, state.step) * every
 
-        def moved(center: optax.Params) -> optax.Params:
-            mean = replicas.mean(params)
+        def small_mean(center: optax.Params, residual: PyTree) -> tuple[optax.Params, PyTree]:
+            def by_differences(carry: PyTree) -> PyTree:
+                center, residual = carry
+                away = jax.tree.map(jnp.subtract, params, center)
+                mean, residual = exchange.mean(away, residual)
+                return jax.tree.map(jnp.add, center, mean), residual
+
+            # A center that is not there yet, or was lost with all replicas, has no differences.
+            lost = [jnp.any(~jnp.isfinite(c)) for c in jax.tree.leaves(center)]
+            return jax.lax.cond(
+                jnp.any(jnp.stack([state.step < every, *lost])),
+                lambda carry: Exchange(replicas).mean(params, carry[1]),
+                by_differences,
+                (center, residual),
+            )
+
+        def moved(center: optax.Params, residual: PyTree) -> tuple[optax.Params, PyTree]:
+            if compression is None:
+                mean = replicas.mean(params)
+            else:
+                mean, residual = small_mean(center, residual)
             if not moving:
-                return mean
+                return mean, residual
             # The first K steps hold one coupling, which sets the center.
             rate = jnp.where(state.step < every, 1.0, at(center_rate, state.step))
 
@@ -134,23 +169,23 @@ def couple_replicas(
                 # A center that was lost with all replicas starts again from their mean.
                 return jnp.where(jnp.isfinite(c), (1 - share) * c + share * m, m)
 
-            return jax.tree.map(moved_leaf, center, mean)
+            return jax.tree.map(moved_leaf, center, mean), residual
 
-        def pulled(
-            carry: tuple[optax.Updates, optax.Params],
-        ) -> tuple[optax.Updates, optax.Params]:
-            updates, center = carry
+        def pulled(carry: PyTree) -> PyTree:
+            updates, center, residual = carry
             # Without the barrier XLA on CPU computes the mean again for each replica that uses it.
-            center = jax.lax.optimization_barrier(moved(center))
+            center, residual = jax.lax.optimization_barrier(moved(center, residual))
             updates = jax.tree.map(
                 lambda g, x, c: g + jnp.asarray(coupling, g.dtype) * (x - c).astype(g.dtype),
                 updates, params, center,
             )  # fmt: skip
-            return updates, center if moving else None
+            return updates, center if moving else None, residual
 
         meets = (state.step + phase) % every == 0
-        updates, center = apply_when(meets, pulled, (updates, state.center), in_place=False)
-        return updates, CoupleReplicasState(optax.safe_increment(state.step), center)
+        updates, center, residual = apply_when(
+            meets, pulled, (updates, state.center, state.residual), in_place=False
+        )
+        return updates, CoupleReplicasState(optax.safe_increment(state.step), center, residual)
 
     return optax.GradientTransformation(init_fn, update_fn)
 

@@ -5,6 +5,7 @@ import optax
 
 from entropix._checks import check_number
 from entropix.transforms._coupling import couple_replicas
+from entropix.transforms._exchange import Compression
 
 
 def elastic_sgd(
@@ -16,6 +17,7 @@ def elastic_sgd(
     momentum: float | jax.Array | None = None,
     nesterov: bool = True,
     weight_decay: float | jax.Array = 0.0,
+    compression: Compression | None = None,
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
@@ -46,6 +48,7 @@ def elastic_sgd(
       nesterov: whether the momentum is Nesterov's, the paper's. The weights that the loop holds are
         then the shifted ones, and the force is taken there. Default True.
       weight_decay: lambda, inside the momentum. Default 0.
+      compression: how differences to the center travel, as in `couple_replicas`. Default None.
       axis: the axis of every leaf along which the replicas are stacked.
       axis_name: name, or tuple of names, of the mapped axes along which the replicas lie.
 
@@ -85,6 +88,7 @@ def elastic_sgd(
             every=every,
             center="moving",
             center_rate=center_rate,
+            compression=compression,
             axis=axis,
             axis_name=axis_name,
         ),

@@ -16,11 +16,14 @@ import pytest
 from benchmarks.common import data, tfds_source
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.evaluation import Evaluator
+from benchmarks.common.family import ALL_METHODS
 from benchmarks.common.language import LanguageModel
+from benchmarks.common.methods import Course
 from benchmarks.common.models import MODELS
 from benchmarks.common.network import Network
 from benchmarks.common.options import UsageError
 from benchmarks.common.traffic import formula
+from benchmarks.common.training import Trainer
 from benchmarks.language import cells, main, report
 from benchmarks.language.cells import NONE, Cell, Outer, Setting
 from benchmarks.language.main import Language
@@ -188,6 +191,36 @@ def test_loss_and_error_are_per_character():
 def test_the_formula_of_the_bytes(compression, sent):
     assert formula(1000, 10, 4, compression) == pytest.approx(sent)
     assert formula(1000, 10, 1, compression) == 0
+
+
+QUICK = {"asam", "local_entropy", "partial_replicated_sgd"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ALL_METHODS],
+)
+def test_every_method_of_a_comparison_trains_on_a_text(name):
+    """Traced, not run: two seeds, and three replicas where there are any."""
+    method, text = ALL_METHODS[name], some_text()
+    values = method.hyperparameters("gpt_tiny", {})
+
+    def build(key, axis_name):
+        course = Course(40, 1e-3, axis_name if method.replicated else ())
+        return method.build(values, course, key)
+
+    trainer = Trainer(
+        Network(TINY, (6,)), build, (text.x_train, text.y_train), (0, 7), batch_size=4,
+        replicas=3 if method.replicated else 1, weights=method.weights,
+        smooth=method.smooth and method.smooth(values),
+    )  # fmt: skip
+    state = jax.eval_shape(trainer._init, trainer._seeds)
+    places = jax.eval_shape(lambda: jnp.asarray(trainer._places(0, 1)))
+    data = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, trainer._data))
+    after = jax.eval_shape(trainer._many_steps, state, places, jnp.int32(1), data)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    params, _ = jax.eval_shape(trainer._weights, state)
+    assert params["characters"]["embedding"].shape == (2, 7, 8)
 
 
 SETTING = Setting(Network(TINY, (6,)), some_text(), batch_size=4, steps=12)

@@ -652,6 +652,85 @@ def test_compression_with_error_feedback_converges_as_if_in_full():
     assert quadratic(lossy, noise=0.0) > 1e-4
 
 
+def springs(**options):
+    """Replicas on springs to a moving center, at every other step."""
+    return optax.chain(
+        entropix.couple_replicas(
+            0.4, every=2, center="moving", center_rate=0.5, **({"axis": 0} | options)
+        ),
+        optax.sgd(0.05),
+    )
+
+
+def test_springs_are_exact_when_nothing_is_lost():
+    """Replicas at center + small multiples of 1/64: center and pull are those in full."""
+    rng = np.random.default_rng(0)
+    center = rng.normal(size=DIM)
+    steps = 4 * rng.integers(-31, 32, size=(REPLICAS, DIM))
+    steps[:, 0], steps[:, 3] = 127, -127
+    params = as_tree(center + steps / 64)
+    grads = jax.tree.map(jnp.zeros_like, params)
+    small = dict(compression=Compression("int8", block_size=3))
+    both = []
+    for options in ({}, small):
+        tx = entropix.couple_replicas(0.4, center="moving", center_rate=0.5, axis=0, **options)
+        shared = jax.tree.map(lambda c: c[:1], as_tree(np.tile(center, (REPLICAS, 1))))
+        state = tx.init(params)._replace(step=jnp.asarray(1), center=shared)
+        both.append(jax.jit(tx.update)(grads, state, params))
+    (pull, state), (small_pull, small_state) = both
+    chex.assert_trees_all_close(
+        (small_pull, small_state.center), (pull, state.center), rtol=0, atol=1e-14
+    )
+    for leaf in jax.tree.leaves(small_state.residual):
+        np.testing.assert_allclose(leaf, 0, atol=1e-13)
+    assert np.abs(as_vector(pull)).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["vmap", "shard_map"])
+def test_springs_are_the_same_wherever_the_replicas_are(how):
+    small = dict(compression=Compression("int8", block_size=2))
+    held, _ = run_without_anchor(springs(**small), replica_starts())
+    mapped, _ = run_mapped(
+        springs(axis=None, axis_name="replica", **small), how, starts=replica_starts()
+    )
+    chex.assert_trees_all_close(jax.device_get(held), mapped, **LAWS)
+    plain, _ = run_without_anchor(springs(), replica_starts())
+    assert 1e-6 < np.abs(as_vector(held) - as_vector(plain)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ratio"),
+    [pytest.param("bfloat16", 0.5, marks=pytest.mark.slow), ("int8", 0.25 * (1 + 4 / 64))],
+)
+def test_springs_send_few_bytes(dtype, ratio):
+    """Beside them the program holds the first coupling, which is in full."""
+    compression = Compression(dtype, block_size=64)
+    text = program(
+        entropix.couple_replicas(
+            0.1, every=7, center="moving", compression=compression, axis_name="replica"
+        )
+    )
+    found = [c for c in collectives(text) if c.payload > 8]
+    assert all(c.branch for c in found)
+    small = [c for c in found if c.kind != "all-reduce"]
+    assert {c.kind for c in small} == {"all-to-all", "all-gather"}
+    assert [c.payload for c in found if c.kind == "all-reduce"] == [4 * WEIGHTS + 4]
+    padded = 4 * 64 * -(-WEIGHTS // (4 * 64))
+    assert sum(c.payload for c in small) == ratio * 2 * 4 * padded
+
+
+def test_springs_whose_center_was_lost_start_again_in_full():
+    tx = entropix.couple_replicas(
+        0.4, center="moving", compression=Compression("int8", block_size=2), axis=0
+    )
+    params = as_tree(replica_starts())
+    lost = jax.tree.map(lambda x: jnp.full_like(x[:1], jnp.nan), params)
+    state = tx.init(params)._replace(step=jnp.asarray(5), center=lost)
+    _, state = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(as_vector(state.center)[0], replica_starts().mean(0), **LAWS)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -675,6 +754,10 @@ def test_compression_with_error_feedback_converges_as_if_in_full():
          "blend .* got 1.5"),
         (lambda: entropix.diloco(optax.sgd(1), inner_steps=3, compression=Compression()),
          ValueError, "compression must be None for a single replica"),
+        (lambda: entropix.couple_replicas(0.1, axis=0, compression=Compression()), ValueError,
+         "compression must be None with center='mean', got Compression"),
+        (lambda: entropix.couple_replicas(0.1, axis=0, compression="int8"), TypeError,
+         "compression must be a Compression or None, got 'int8'"),
         (lambda: entropix.average_updates(axis=0, compression="int8"), TypeError,
          "compression .*got 'int8'"),
         (lambda: entropix.average_updates(), ValueError, "axis or axis_name"),
