@@ -12,7 +12,14 @@ import entropix
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Pages that take more than a few seconds.
-SLOW = {"committee.md", "flatness.md", "local_sgd.md", "quickstart.md", "replica_theory.md"}
+SLOW = {
+    "committee.md",
+    "flatness.md",
+    "local_sgd.md",
+    "pod.md",
+    "quickstart.md",
+    "replica_theory.md",
+}
 
 
 @pytest.fixture(autouse=True)
