@@ -123,6 +123,7 @@ def krylov(matrix, start, num_steps):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_lanczos_residuals_are_those_of_the_krylov_space_of_its_start():
     params, data = problem(60, inputs=8)
     found = gradient_noise(network, params, data, num_steps=8)

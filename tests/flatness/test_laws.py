@@ -200,7 +200,7 @@ OF_A_CLOSURE = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "local entropy" else [])
+        pytest.param(name, marks=[] if name in ("sharpness", "slice") else [pytest.mark.slow])
         for name in OF_A_CLOSURE
     ],
 )
@@ -231,7 +231,8 @@ MASKED = {
 
 
 @pytest.mark.parametrize(
-    "name", ["sharpness", "local energy", pytest.param("local entropy", marks=pytest.mark.slow)]
+    "name",
+    ["sharpness"] + [pytest.param(name, marks=pytest.mark.slow) for name in list(MASKED)[1:]],
 )
 def test_with_a_mask_the_other_parameters_are_part_of_the_loss(name):
     loss = shifted(jnp.ones(()))
