@@ -129,10 +129,10 @@ def tracker(
     residual is above the tolerance. Between measurements the last record is repeated.
 
     A measurement takes the operations of about six steps of plain gradient descent on the same
-    batch (two products of two gradients each, the gradient that they share, and three forward
-    passes), or eight with momentum, whose updates need a third product: at the default 6 % or 8 %
-    of training, at ``every=300`` 2 % or 3 %. The floor for one eigenvalue alone, the gradient
-    and one product, is 3 % at the default.
+    batch (two products of nearly two gradients each, the gradient that they share, and three
+    forward passes), or seven with momentum, whose updates need a third product: at the default
+    6 % or 7 % of training, at ``every=300`` 2 % or 2.5 %. The gradient and one product, all that
+    the eigenvalue needs, are 2.8 % at the default.
 
     ``update`` may be called inside the compiled step or outside. Under ``jax.vmap`` give all
     replicas one ``step``, or the measurement is made at every update.
