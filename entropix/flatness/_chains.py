@@ -290,12 +290,24 @@ def error_of_mean(batches: Float[Array, "chains batches"]) -> Float[Array, ""]:
 
 
 def error_if_chains_disagree(
-    chains: Float[Array, "rows chains"], error: Float[Array, " rows"]
+    chains: Float[Array, "rows chains"],
+    plain: Float[Array, "rows chains"],
+    within: Float[Array, " rows"],
+    error: Float[Array, " rows"],
 ) -> Float[Array, " rows"]:
-    """A standard error, or that of the chains' means where those spread far more than it tells.
+    """A standard error, or half the range of the chains where those are in different basins.
 
-    Chains of one basin spread by ``error`` times the root of their number; six times the variance
-    is too much for chance, and then the chains are in different basins.
+    Those that stay in the first one leave out the others, and those that come back from another one
+    do so later than they should: the truth is between. The range is that of the answers without
+    control variates, which are fitted to the other chains and draw them together.
+
+    Args:
+      chains: the answer of each.
+      plain: without control variates.
+      within: standard error by the spread inside the chains alone. Six times its square is too
+        much by chance for the variance of the chains' mean.
+      error: standard error by the spread of all.
     """
     variance = jnp.var(chains, axis=-1, ddof=1) / chains.shape[-1]
-    return jnp.where(variance > 6 * error**2, jnp.sqrt(variance), error)
+    half_range = jnp.ptp(plain, axis=-1) / 2
+    return jnp.where(variance > 6 * within**2, jnp.maximum(half_range, error), error)

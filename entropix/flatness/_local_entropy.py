@@ -17,6 +17,7 @@ from entropix._keys import check_key, fresh_key
 from entropix._masks import Mask
 from entropix.flatness import _chains
 from entropix.flatness._chunks import mean_over_chunks
+from entropix.flatness._excess import excess_of, mixing
 from entropix.flatness._ladder import ladder
 from entropix.flatness._potential_curvature import largest_curvature, stiff_modes
 from entropix.flatness._problem import (
@@ -34,6 +35,8 @@ Loss = Callable[[Any, Any], jax.Array]
 # have accepted, for the bias falls with the share that it would have rejected.
 _TARGET_ACCEPTANCE = {"mala": 0.574, "langevin": 0.99}
 _HOTTEST = 64.0
+# Chains that cool for each one that is kept: a single one misses the deeper of two basins often.
+_COOLED_FOR_ONE = 4
 
 
 class LocalEntropy(NamedTuple):
@@ -91,54 +94,6 @@ class LocalEntropy(NamedTuple):
         return "\n".join(lines)
 
 
-def _excess(
-    moments: _chains.Moments,
-) -> tuple[Float[Array, " chains"], Float[Array, ""], Float[Array, ""]]:
-    r"""E = d - gamma <|x - x'|^2> of each chain, its standard error, the virial's z-score.
-
-    In equilibrium E = beta <grad f . (x' - x)> too, and <beta grad f + gamma (x' - x)> = 0. So E
-    is the mean of the virial less any multiple of both identities' residuals: in flat directions
-    the virial alone has no noise, in stiff ones the residual takes it. The multiples are fitted to
-    the batch means, to minimize the variance of the long run; those of a chain are fitted to the
-    other chains, for a fit to its own data would bias the mean.
-    """
-    residual = -moments.excess - moments.virial
-    controls = jnp.stack([residual, moments.slope])
-    size = jnp.sqrt(jnp.mean(controls**2, (1, 2), keepdims=True))
-    controls = controls / jnp.where(size > 0, size, 1)
-    num_chains = len(residual)
-    ridge = jnp.sqrt(jnp.finfo(residual.dtype).eps)
-
-    def corrected(chain: jax.Array) -> jax.Array:
-        others = (chain + 1 + jnp.arange(num_chains - 1)) % num_chains
-        seen = controls[:, others].reshape(2, -1)
-        centered = seen - jnp.mean(seen, 1, keepdims=True)
-        # The ridge keeps rounding out of the fit where a residual is the same throughout.
-        gram = jnp.matmul(centered, centered.T, precision="highest") + ridge * jnp.eye(
-            2, dtype=seen.dtype
-        )
-        slopes = jnp.matmul(centered, moments.virial[others].ravel(), precision="highest")
-        fit = jnp.linalg.solve(gram, slopes)
-        return moments.virial[chain] - jnp.tensordot(fit, controls[:, chain], 1)
-
-    batches = jax.vmap(corrected)(jnp.arange(num_chains))
-    error = _chains.error_of_mean(residual)
-    virial_z = jnp.mean(residual) / jnp.where(error > 0, error, 1)
-    return jnp.mean(batches, 1), _chains.error_of_mean(batches), virial_z
-
-
-def _mixing(moments: _chains.Moments) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Effective samples and r_hat of |x - x'|^2."""
-    excess, square = moments.excess, moments.excess_square
-    variance = jnp.mean(square) - jnp.mean(excess) ** 2
-    effective = variance / jnp.maximum(
-        _chains.error_of_mean(excess) ** 2, jnp.finfo(excess.dtype).tiny
-    )
-    between = jnp.var(jnp.mean(excess, 1), ddof=1)
-    within = jnp.mean(jnp.mean(square, 1) - jnp.mean(excess, 1) ** 2)
-    return effective, jnp.sqrt(1 + between / jnp.where(within > 0, within, 1))
-
-
 def local_entropy(
     loss: Loss,
     params: PyTree,
@@ -176,8 +131,9 @@ def local_entropy(
     are barriers that no chain crosses: `LocalEntropy.diagnosis` says where they disagree or have
     not settled. The steps are exact for a flat loss in any dimension.
 
-    Cost: 2 num_chains num_nodes (num_steps + num_burn_in) passes over the data, forward and back;
-    memory: about 8 num_chains copies of the parameters, and those of a batch's gradient.
+    Cost: num_chains num_nodes (num_steps + num_burn_in) gradients of all data, and an eighth more
+    at the defaults for the chains that cool; memory: about 16 num_chains copies of the parameters,
+    and those of a batch's gradient.
 
     Args:
       loss: f(params, batch), the mean over the batch; a scalar, deterministic.
@@ -368,17 +324,22 @@ def _local_entropy(
         (*_, gradient), moments = jax.lax.scan(visit, carry, ladder_of, reverse=up)
         return gradient, moments
 
-    start = jax.random.normal(start_key, (num_chains, dimension), dtype)
-    whole_step = jnp.ones_like(start[:, 0])
-    down = walk(start[:num_down], whole_step[:num_down], white, down_key, up=False)
+    down_start_key, up_start_key = jax.random.split(start_key)
+    start = jax.random.normal(down_start_key, (num_down, dimension), dtype)
+    down = walk(start, jnp.ones_like(start[:, 0]), white, down_key, up=False)
 
     # Reflections at x in pairs: what lies on one side of x only is met by one of two chains.
     num_up = num_chains - num_down
-    first = start[num_down:][: (num_up + 1) // 2]
-    apart = jnp.concatenate([first, -first])[:num_up] * jnp.sqrt(_HOTTEST / rungs[-1])
+    first = jax.random.normal(up_start_key, (_COOLED_FOR_ONE // 2 * num_up, dimension), dtype)
+    apart = jnp.concatenate([first, -first]) * jnp.sqrt(_HOTTEST / rungs[-1])
     temperatures = _HOTTEST * 0.5 ** jnp.arange(round(math.log2(_HOTTEST)), dtype=dtype)
     stages = (temperatures, jax.random.split(cool_key, len(temperatures)))
-    (apart, step_size), _ = jax.lax.scan(cool, (apart, whole_step[num_down:]), stages)
+    whole_step = jnp.ones_like(apart[:, 0])
+    (apart, step_size), _ = jax.lax.scan(cool, (apart, whole_step), stages)
+    # Those that came to rest the lowest go on.
+    energies = jax.vmap(lambda d: potential(d)[0] + rungs[-1] / 2 * jnp.vdot(d, d))(apart)
+    lowest = jnp.argsort(jnp.where(jnp.isnan(energies), jnp.inf, energies))[:num_up]
+    apart, step_size = apart[lowest], step_size[lowest]
     loosest = _chains.Gaussian(rungs[-1], stiffness, vectors)
     up = walk(apart, step_size, loosest, up_key, up=True)
 
@@ -388,17 +349,24 @@ def _local_entropy(
     apart_by = jnp.abs(down[0][0] - up[0][0]) / 2
     gradient_error = jnp.where(apart_by > 4 * gradient_error, apart_by, gradient_error)
 
-    of_chains, excess_error, virial_z = jax.vmap(_excess)(moments)
-    excess = jnp.mean(of_chains, 1)
-    effective, r_hat = jax.vmap(_mixing)(moments)
-    correction = jnp.matmul(weights, excess, precision="highest") / 2
-    coarse = jnp.matmul(coarse_weights, excess, precision="highest") / 2
-    error = jnp.sqrt(jnp.matmul(weights**2, excess_error**2, precision="highest")) / 2
+    found = jax.vmap(excess_of)(moments)
+    excess = jnp.mean(found.of_chains, 1)
+    effective, r_hat = jax.vmap(mixing)(moments)
+
+    def integral(
+        weights: Float[Array, " S K"], of: Float[Array, " K *chains"]
+    ) -> Float[Array, " S *chains"]:
+        return jnp.matmul(weights, of, precision="highest") / 2
+
+    correction, coarse = integral(weights, excess), integral(coarse_weights, excess)
     # A chain keeps its basin from node to node: the errors of the nodes are not independent.
     error = _chains.error_if_chains_disagree(
-        jnp.matmul(weights, of_chains, precision="highest") / 2, error
+        integral(weights, found.of_chains),
+        integral(weights, found.plain),
+        jnp.sqrt(integral(weights**2, found.within**2) / 2),
+        jnp.sqrt(integral(weights**2, found.error**2) / 2),
     )
-    excess_error = _chains.error_if_chains_disagree(of_chains, excess_error)
+    excess_error = _chains.error_if_chains_disagree(*found[:2], found.within, found.error)
     shape = jnp.shape(gamma)
     return LocalEntropy(
         gamma=gamma,
@@ -413,6 +381,6 @@ def _local_entropy(
         acceptance=jnp.mean(moments.acceptance, (1, 2)),
         effective_samples=effective,
         r_hat=r_hat,
-        virial_z=virial_z,
+        virial_z=found.virial_z,
         log_volume=-at_center,
     )

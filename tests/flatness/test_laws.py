@@ -177,7 +177,7 @@ X, W = jnp.asarray(DATA[0][:12]), {"a": jnp.ones(2), "b": jnp.arange(1.0, 4.0)}
 def shifted(shift):
     """A loss that holds an array."""
     return lambda w, x: jnp.mean(
-        (jnp.matmul(x[:, :2], w["a"]) - shift + jnp.matmul(x[:, 2:], w["b"])) ** 2
+        (jnp.matmul(x[:, :2], w["a"]) - shift + jnp.matmul(x[:, 2:], w["b"])) ** 4
     )
 
 
@@ -185,7 +185,9 @@ OF_A_CLOSURE = {
     "local energy": lambda f: local_energy(f, W, X, 0, sigma=0.1, num_samples=2).mean,
     "sharpness": lambda f: sam_sharpness(f, W, X).mean,
     "sharpness of groups": lambda f: sam_sharpness(f, W, X, group_size=5).mean,
-    "critical sharpness": lambda f: critical_sharpness(f, W, doubled(W), X).upper,
+    "critical sharpness": lambda f: (
+        critical_sharpness(f, W, jax.tree.map(jnp.negative, W), X).sharpness
+    ),
     "directional curvature": lambda f: directional_curvature(f, W, W, X),
     "slice": lambda f: loss_slice(f, W, X, [W], jnp.arange(2.0)),
     "barrier": lambda f: linear_barrier(f, W, doubled(W), X, num_points=3).values,
