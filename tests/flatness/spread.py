@@ -4,6 +4,7 @@ Also one of several processes, started by `test_sharding.py` as
 ``python -m tests.flatness.spread PORT PROCESSES DEVICES ID``: prints its answers.
 """
 
+import functools
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ from entropix.flatness import (
 )
 from tests.flatness import problems
 
+# Programs that run once need not be optimized.
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SPECS = {"w": P(None, "fsdp"), "b": P(), "v": P("fsdp")}
 
 
@@ -67,6 +70,11 @@ def operators(params, data):
     }
 
 
+def products(h):
+    """Numbers that are sums of products."""
+    return {"trace": trace(h, 2, num_probes=4, method="hutchinson")}
+
+
 def answers(h):
     """Numbers of all estimators that work on vectors, in one program."""
     found = eigenvalues(h, 0, k=2, tol=1e-5)
@@ -75,7 +83,6 @@ def answers(h):
         "eigenvalues": found.eigenvalues,
         "spectrum": density.moment(2),
         "trace": trace(h, 2, num_probes=8),
-        "hutchinson": trace(h, 2, num_probes=4, method="hutchinson"),
         "diagonal": diagonal(h, 3, num_probes=4).mean["b"],
     }
 
@@ -83,7 +90,7 @@ def answers(h):
 def main(port: int, processes: int, devices: int, process_id: int) -> None:
     """Joins the others, asks, prints."""
     jax.distributed.initialize(f"localhost:{port}", processes, process_id)
-    found = jax.jit(answers)(operators(*problem(mesh()))["hessian"])
+    found = quickly(answers)(operators(*problem(mesh()))["hessian"])
     numbers = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), found)
     print(json.dumps({"devices": jax.device_count(), "answers": numbers}))  # noqa: T201
 
