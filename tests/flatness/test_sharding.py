@@ -27,7 +27,7 @@ def on_one_device(name):
 
 
 def assert_same(found, expected):
-    for ours, one in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for ours, one in zip(found, jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(ours), one, rtol=2e-4, atol=2e-5)
 
 
@@ -37,7 +37,7 @@ def test_on_a_mesh_the_numbers_are_the_same_and_no_vector_is_gathered(name):
     h = spread.operators(*spread.problem(spread.mesh()))[name]
     compiled = spread.quickly(ASKED[name]).lower(h).compile()
     assert not re.search(GATHERS, compiled.as_text())
-    assert_same(compiled(h), on_one_device(name))
+    assert_same(jax.tree.leaves(compiled(h)), on_one_device(name))
 
 
 @pytest.mark.slow
