@@ -53,6 +53,10 @@ class Program:
         """Whether the program was traced for arguments of these shapes."""
         return self._shapes == tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(arguments))
 
+    def is_of(self, jaxpr: Any) -> bool:
+        """Whether a second trace computes the same, apart from the values of its constants."""
+        return str(self._jaxpr) == str(jaxpr)
+
     def __call__(self, arrays: tuple[list[Any], list[Any]], *arguments: Any) -> Any:
         """The function's answer, the arrays that it reaches given beside its arguments."""
         hidden, reached = arrays
@@ -146,7 +150,12 @@ def _traced(key: Hashable, build: _Build, leaves: list[Any], arguments: tuple[An
         opened = functools.partial(_evaluate_flat, closed)
         closed = jax.make_jaxpr(opened)(*flat)
     shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(arguments))
-    program = Program(closed.jaxpr, shapes, answer)
+    # Constants that the trace itself made, of NumPy arrays for one, live no longer than their last
+    # user; what is computed with them is the same, and compiled already.
+    if found is not None and found[0].is_of(closed.jaxpr):
+        program = found[0]
+    else:
+        program = Program(closed.jaxpr, shapes, answer)
     hidden = list(closed.consts)
     if not any(isinstance(array, jax.core.Tracer) for array in hidden):
         _memory[key] = program, [_reference(array) for array in hidden]

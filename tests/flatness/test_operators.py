@@ -117,6 +117,21 @@ def test_a_changed_global_is_seen():
     np.testing.assert_allclose(hessian(names["loss"], W, X) @ W, 2 * before, rtol=1e-6)
 
 
+SCALES = np.arange(1.0, 6.0, dtype=np.float32)
+
+
+def scaled(w, x):
+    return jnp.mean(jnp.matmul(x, w * jnp.asarray(SCALES)) ** 4)
+
+
+def test_constants_that_a_trace_makes_are_no_reason_to_compile_again():
+    first = hessian(scaled, W, X) @ W
+    gc.collect()
+    with no_compilation():
+        second = hessian(scaled, W, X) @ W
+    np.testing.assert_array_equal(first, second)
+
+
 def test_a_loss_that_looks_at_its_arrays_values_works():
     chosen = np.array([0, 2])
 
