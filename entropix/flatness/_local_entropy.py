@@ -108,7 +108,7 @@ def local_entropy(
     num_burn_in: int = 256,
     num_chains: int = 4,
     num_modes: int = 16,
-    modes: tuple[Float[ArrayLike, " k"], PyTree] | None = None,
+    modes: tuple[Float[Array, " k"], PyTree] | None = None,
     mask: Mask | None = None,
     batch_size: int | None = None,
 ) -> LocalEntropy:
@@ -210,7 +210,7 @@ def local_entropy(
     )  # fmt: skip
 
 
-def _check_modes(modes: tuple[Float[ArrayLike, " k"], PyTree] | None, params: PyTree) -> None:
+def _check_modes(modes: tuple[Float[Array, " k"], PyTree] | None, params: PyTree) -> None:
     """Raises unless the eigenvectors are as many as the eigenvalues and shaped like the params."""
     if modes is None:
         return
@@ -229,7 +229,7 @@ def _local_entropy(
     key: jax.Array,
     gamma: ArrayLike,
     beta: ArrayLike,
-    modes: tuple[Float[ArrayLike, " k"], PyTree] | None,
+    modes: tuple[Float[Array, " k"], PyTree] | None,
     method: str,
     num_nodes: int,
     num_steps: int,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from entropix._canary import warn_if_backend_is_faulty
@@ -78,7 +78,9 @@ def filter_normalized_direction(
     chosen = full_mask(mask, params)
 
     def normalized(
-        noise: Float[Array, "*shape"], leaf: Float[ArrayLike, "*shape"], is_chosen: bool
+        noise: Float[Array, "*shape"],
+        leaf: Float[Array, "*shape"] | Float[np.ndarray, "*shape"],
+        is_chosen: bool,
     ) -> Float[Array, "*shape"]:
         if leaf.ndim < 2 or not is_chosen:
             return jnp.zeros_like(leaf)
@@ -95,7 +97,7 @@ def loss_slice(
     params: PyTree,
     data: PyTree,
     directions: Sequence[PyTree],
-    coordinates: Float[ArrayLike, " G"],
+    coordinates: Float[Array, " G"] | Float[np.ndarray, " G"],
     *,
     batch_size: int | None = None,
 ) -> Float[Array, " G"] | Float[Array, "G G"]:
@@ -145,6 +147,7 @@ def loss_slice(
     check_number("coordinates", coordinates)
     if jnp.ndim(coordinates) != 1:
         raise ValueError(f"coordinates must have one axis, got shape {jnp.shape(coordinates)}")
+    coordinates = jnp.asarray(coordinates)
     points = (
         coordinates[:, None]
         if len(directions) == 1
@@ -229,7 +232,7 @@ def _values(
     params: PyTree,
     data: PyTree,
     directions: tuple[PyTree, ...],
-    points: Float[ArrayLike, "*points directions"],
+    points: Float[Array, "*points directions"],
     *,
     batch_size: int | None,
 ) -> Float[Array, "*points"]:
