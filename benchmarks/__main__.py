@@ -94,7 +94,13 @@ COMMANDS: dict[str, Command] = {
     "loads": Command(
         "benchmarks.committee.loads",
         "Loads",
-        "up to which load focusing belief propagation solves random patterns",
+        "up to which loads each algorithm solves random patterns",
+        "1 hour",
+    ),
+    "theory": Command(
+        "benchmarks.committee.theory",
+        "Theory",
+        "replica theory beside what algorithms find in finite networks",
         "10 minutes",
     ),
     "distributed": Command(

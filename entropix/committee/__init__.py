@@ -14,6 +14,7 @@ from entropix.committee._focusing_bp import (
 from entropix.committee._lal import entropic_lal, least_action, least_action_learning
 from entropix.committee._learning import Learned
 from entropix.committee._model import Committee
+from entropix.committee._parallel_tempering import ParallelTempering, parallel_tempering
 from entropix.committee._patterns import (
     Examples,
     binarize,
@@ -37,6 +38,7 @@ __all__ = [
     "Learned",
     "LocalEntropyCurve",
     "NoiseRobustness",
+    "ParallelTempering",
     "Protocol",
     "SampledLocalEntropy",
     "approximate_message_passing",
@@ -49,6 +51,7 @@ __all__ = [
     "least_action_learning",
     "local_entropy_curve",
     "noise_robustness",
+    "parallel_tempering",
     "pseudo_reinforcement",
     "random_patterns",
     "replicated_lal",
