@@ -56,12 +56,12 @@ NETWORKS = {
     "binary perceptron": Network(
         Committee,
         lambda: replica_theory.capacity(weights="binary"),
-        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.78),
+        (0.4, 0.5, 0.6, 0.65, 0.7, 0.72, 0.74, 0.76, 0.78),
     ),
     "binary tree, K = 3": Network(
         lambda size: Committee(3 * (size // 3 | 1), 3),
         lambda: replica_theory.capacity(weights="binary", num_hidden=3),
-        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.74, 0.78, 0.82),
+        (0.4, 0.5, 0.6, 0.65, 0.7, 0.74, 0.78, 0.82),
     ),
     "spherical tree, K = 3": Network(
         lambda size: Committee(3 * (size // 3 | 1), 3, weights="spherical"),

@@ -143,7 +143,11 @@ def trained(options: Theory) -> dict[str, Any]:
     for load in SPHERICAL_LOADS:
         instances = [teacher_student(model, load, seed) for seed in range(options.seeds)]
         for name, algorithm in algorithms.items():
-            found = [algorithm(*examples, seed) for seed, (examples, _) in enumerate(instances)]
+            # The teacher's own key would make it the start of some.
+            found = [
+                algorithm(*examples, jax.random.key(options.seeds + seed))
+                for seed, (examples, _) in enumerate(instances)
+            ]
             weights = jnp.stack([one.weights for one in found])
             teachers = jnp.stack([teacher for _, teacher in instances])
             points[name]["errors"].append(angle(weights, teachers).tolist())

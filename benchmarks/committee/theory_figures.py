@@ -19,11 +19,14 @@ def generalization(found: Found) -> Figure:
     binary, spherical = figure.subplots(1, 2, sharey=True)
     loads, theory = np.array(found["loads"]["binary"]), found["binary"]
     spinodal, jump = found["transition"]["spinodal"], found["transition"]["load"]
-    stays = np.where(loads < spinodal, theory["message_passing_error"], np.nan)
-    binary.plot(loads, stays, color=COLORS[5], linestyle="--", label="message passing, theory")
-    knows = loads < jump
-    best = np.where(knows, theory["generalization_error"], np.nan)
-    binary.plot(loads, best, color=COLORS[0], label="Bayes-optimal, theory")
+    for end, overlap, name, style in (
+        (spinodal, "spinodal_overlap", "message passing, theory", {"color": COLORS[5], "ls": "--"}),
+        (jump, "overlap", "Bayes-optimal, theory", {"color": COLORS[0]}),
+    ):
+        shown = loads < end
+        errors = np.array(theory["message_passing_error"])[shown]
+        last = np.arccos(found["transition"][overlap] ** 0.5) / np.pi
+        binary.plot(np.append(loads[shown], end), np.append(errors, last), label=name, **style)
     binary.plot([jump, loads[-1]], [0, 0], color=COLORS[0])
     for at, name in ((jump, "jump"), (spinodal, "spinodal")):
         binary.axvline(at, color="0.6", linewidth=0.8)
@@ -52,10 +55,12 @@ def generalization(found: Found) -> Figure:
 def points(axes: Axes, series: Found, first: int) -> None:
     """Means over instances with one standard error, a mark and a color for each algorithm."""
     for at, (name, one) in enumerate(series.items()):
+        # The first is hollow and larger, so that another mark in its place is seen.
+        shape = {"markersize": 9, "markerfacecolor": "none"} if at == 0 else {"markersize": 5}
         errors = np.array(one["errors"])
         axes.errorbar(
             one["loads"], errors.mean(1), standard_error(errors),
-            color=COLORS[first + at], marker=MARKS[at], markersize=5, linestyle="none", label=name,
+            color=COLORS[first + at], marker=MARKS[at], linestyle="none", label=name, **shape,
         )  # fmt: skip
 
 

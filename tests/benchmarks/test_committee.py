@@ -209,15 +209,15 @@ def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
 
     def solve(model, algorithm, load, seed, max_epochs):
         tried.append(load)
-        return {"errors": int(load > 0.25), "passes": 1, "seconds": 0.0}
+        return {"errors": int(load > 0.45), "passes": 1, "seconds": 0.0}
 
     monkeypatch.setattr(loads, "solve", solve)
     found, writes = {"records": []}, []
     options = loads.Loads(sizes=(45,), seeds=2)
     arguments = options, found, "binary perceptron", 45, "lal", lambda: writes.append(1)
     loads.climb(*arguments)
-    assert tried == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]
-    assert len(writes) == 3
+    assert tried == [0.4, 0.4, 0.5, 0.5]
+    assert len(writes) == 2
     loads.climb(*arguments)
-    assert len(tried) == 6
-    assert loads.summarized(found)["N = 45"].tolist() == ["0.2"]
+    assert len(tried) == 4
+    assert loads.summarized(found)["N = 45"].tolist() == ["0.4"]

@@ -107,7 +107,7 @@ def test_the_teacher_is_a_typical_solution(model):
     bar = difference.std(ddof=1) / INSTANCES**0.5
     assert bar < 0.02
     assert abs(difference.mean()) < 3 * bar + 2e-3
-    assert with_itself.mean() > 0.4
+    assert with_itself.mean() > 0.3
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_follows_state_evolution(model, instances):
         found = overlaps(amp(model)(patterns, labels, steps), teachers)
         np.testing.assert_allclose(np.mean(found, axis=1), theory[steps], atol=0.03)
     # What the bounds tell apart.
-    assert theory[2] - theory[1] > 0.07
+    assert theory[8] - theory[1] > 0.08
 
 
 @pytest.mark.parametrize(
