@@ -21,6 +21,7 @@ from entropix.committee._messages import (
 )
 from entropix.committee._model import Committee, check_weights
 
+_SHARED_DAMPING = 0.3
 # The products of a GPU are else rounded to 10 bits.
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -80,7 +81,7 @@ def approximate_message_passing(
     labels: Real[ArrayLike, " patterns"],
     *,
     field: Float[ArrayLike, "units n"] | None = None,
-    damping: float | jax.Array = 0.0,
+    damping: float | jax.Array | None = None,
     max_steps: int | jax.Array = 1000,
     tolerance: float | jax.Array = 1e-4,
 ) -> ApproximateMessagePassing:
@@ -104,10 +105,9 @@ def approximate_message_passing(
 
     On patterns labeled by a teacher (`teacher_student`) the mean is the Bayes-optimal estimate of
     its weights, its overlap with the teacher is that with itself, and both follow state evolution,
-    from one iteration to the next, as long as nothing is damped. With shared
-    inputs it is damped after some iterations. Where nearly all binary weights are frozen, as beyond
-    the load at which a teacher is found, the sums of the others are not normal any more, and the
-    iteration wanders about; `belief_propagation` converges there.
+    from one iteration to the next, as long as nothing is damped. Where nearly all binary weights
+    are frozen, as beyond the load at which a teacher is found, the sums of the others are not
+    normal any more, and the iteration wanders about; `belief_propagation` converges there.
 
     Args:
       model: the network.
@@ -115,7 +115,8 @@ def approximate_message_passing(
       labels: sigma, each +1 or -1. # shape=(M,)
       field: h, external field on each weight. Default none. # shape=(K, n)
       damping: share of the old slopes g and of the old means that is kept, at least 0, below 1. It
-        rises by itself while the residual grows, and falls back. Default 0.
+        rises by itself while the residual grows, and falls back. Default 0 for a tree, 0.3 for
+        shared inputs, where the iteration would else go around in circles.
       max_steps: iterations at most. Default 1000.
       tolerance: of the residual. Default 1e-4.
 
@@ -143,6 +144,8 @@ def approximate_message_passing(
       mixing, ISIT 2011; for the perceptron Mézard, J. Phys. A 22 (1989).
     """
     problem, dtype, _, _ = message_passing(model, patterns, labels, node=None, batch_size=None)
+    if damping is None:
+        damping = 0.0 if model.architecture == "tree" else _SHARED_DAMPING
     stop = stop_when(damping, max_steps, tolerance, dtype)
     if field is None:
         field = jnp.zeros(model.shape, dtype)
