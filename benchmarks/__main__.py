@@ -119,7 +119,7 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.language.main",
         "Language",
         "local SGD on a language model: loss and bytes by workers and steps between meetings",
-        "1 hour, needs tiny_shakespeare",
+        "10 minutes, needs tiny_shakespeare",
     ),
     "scaling": Command(
         "benchmarks.scaling.main",
