@@ -47,13 +47,13 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.tuning.tune",
         "Tune",
         "every method tuned alike, by cross-validation on the training images of one row",
-        "4 to 8 minutes",
+        "4 to 10 minutes",
     ),
     "table": Command(
         "benchmarks.tuning.table",
         "Table",
         "the tuned methods on fresh seeds and the test images, with intervals",
-        "2 minutes",
+        "1 to 3 minutes",
     ),
     "found": Command(
         "benchmarks.tuning.found",

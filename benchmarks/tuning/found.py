@@ -56,9 +56,7 @@ def missing() -> dict[str, str]:
     """The rows without results, and why."""
     there = {found["name"] for found in recorded()}
     return {
-        name: row.not_run or "its time has not come"
-        for name, row in ROWS.items()
-        if name not in there
+        name: row.not_run or "there was no time" for name, row in ROWS.items() if name not in there
     }
 
 
