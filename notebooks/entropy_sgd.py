@@ -17,15 +17,29 @@
 # loss of one weight, lets Entropy-SGD loose on it, and then trains a small Flax network in ten
 # lines.
 #
-# On Colab, install the library first: from a clone with `pip install .`, or with `pip install
-# git+https://` and the address of the repository. Python 3.12 or newer with jax 0.12 is best.
+# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
+# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
 
 # %%
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("entropix") is None:
+    here = Path.cwd()
+    places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
+    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
+    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
+    install = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*install, f"{source}{extra}", "matplotlib"], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
 
+# %%
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

@@ -15,9 +15,11 @@ DOCS = ROOT / "docs"
 SLOW = {
     "committee.md",
     "flatness.md",
+    "index.md",
     "local_sgd.md",
     "pod.md",
     "quickstart.md",
+    "recipes.md",
     "replica_theory.md",
 }
 

@@ -93,5 +93,7 @@ def to_html(text: str, title: str, folder: Path) -> str:
         "table_open": lambda *_: '<div class="wide" tabindex="0"><table>\n',
         "table_close": lambda *_: "</table></div>\n",
     }
+    # On a narrow screen a number is broken before its error, never inside of it.
+    text = text.replace(" ± ", " ±\N{NO-BREAK SPACE}")
     page = templates().get_template("common/templates/page.html.j2")
     return page.render(title=title, body=parser.render(text))

@@ -213,3 +213,9 @@ def test_a_terminal_of_any_width_cuts_no_number(width, capsys, monkeypatch):
     for number in numbers:
         assert number in shown
     assert shown.count("prose") == 9
+
+
+def test_a_narrow_page_breaks_numbers_before_their_errors_only(tmp_path):
+    table = pd.DataFrame({"method": ["sgd"], "error %": ["2.62 ± 0.20"]})
+    page = to_html(markdown_table(table), "title", tmp_path)
+    assert "2.62 ±\N{NO-BREAK SPACE}0.20</td>" in page
