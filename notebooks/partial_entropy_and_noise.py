@@ -20,7 +20,7 @@
 # The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
 # repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
 
-# %%
+# %% tags=["hide-cell"]
 import importlib.util
 import os
 import shutil
