@@ -130,8 +130,14 @@ COMMANDS: dict[str, Command] = {
     "speed": Command(
         "benchmarks.speed.main",
         "Speed",
-        "what the library costs, as ratios to floors and peers",
+        "what the library costs, as ratios to floors",
         "10 minutes",
+    ),
+    "peers": Command(
+        "benchmarks.peers.main",
+        "Peers",
+        "the same work by this library and by others, in turn",
+        "3 minutes",
     ),
 }
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.common import timing
+from benchmarks.common import figures, lanczos, timing
 from benchmarks.common.memory import keep_freed_memory
 from benchmarks.common.options import UsageError
-from benchmarks.speed import flatness, lanczos, main
-from benchmarks.speed.peak_memory import peak_memory
+from benchmarks.common.peak_memory import peak_memory
+from benchmarks.peers import curvature, steps
+from benchmarks.speed import main
 
 
 @pytest.fixture
@@ -80,27 +81,22 @@ def test_a_peer_that_is_not_installed_is_named(clock, monkeypatch, capsys):
         run = clock(seconds)
         return lambda: lambda: run() or np.array([1.0, 2.0])
 
-    monkeypatch.setattr(flatness, "peak_memory", lambda build: 3 * 2**20)
+    monkeypatch.setattr(curvature, "peak_memory", lambda build: 3 * 2**20)
     monkeypatch.setattr(lanczos, "entropix_lanczos", fake(3.0))
-    monkeypatch.setattr(lanczos, "bare_products", fake(2.0))
     peers = {"present": (("json",), fake(6.0)), "absent": (("no_such_package",), fake(1.0))}
-    monkeypatch.setattr(flatness, "PEERS", peers)
-    floor, present, absent = flatness.lanczos_steps(rounds=2)
-    assert (floor.ratio, present.ratio, absent.ratio) == (
-        pytest.approx(1.5),
-        pytest.approx(0.5),
-        None,
-    )
+    monkeypatch.setattr(curvature, "PEERS", peers)
+    present, absent = curvature.measure(rounds=2)
+    assert (present.ratio, absent.ratio) == (pytest.approx(0.5), None)
     assert (present.memory_bytes, present.reference_memory_bytes) == (3 * 2**20, 3 * 2**20)
-    main.show([floor, present, absent])
+    figures.show([present, absent])
     shown = capsys.readouterr().out
     assert "not measured" in shown
     assert "lanczos / absent: needs no_such_package" in shown
 
 
 def test_copies_of_the_largest_ritz_value_are_counted():
-    assert flatness.describe_largest(np.array([1.0, 2.0])) == "2"
-    assert flatness.describe_largest(np.array([1.0, 1.9999, 2.0])) == "2, found 2 times"
+    assert lanczos.describe_largest(np.array([1.0, 2.0])) == "2"
+    assert lanczos.describe_largest(np.array([1.0, 1.9999, 2.0])) == "2, found 2 times"
 
 
 @pytest.mark.slow
@@ -111,7 +107,7 @@ def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
     monkeypatch.setattr(lanczos, "STEPS", 16)
     found = [lanczos.entropix_lanczos()()[-1]]
     for packages, build in lanczos.PEERS.values():
-        if all(flatness.importlib.util.find_spec(package) for package in packages):
+        if all(curvature.importlib.util.find_spec(package) for package in packages):
             found.append(build()()[-1])
     np.testing.assert_allclose(found, found[0], rtol=1e-2)
     vector = lanczos.bare_products()()
@@ -122,3 +118,14 @@ def test_peak_memory_is_that_of_the_call():
     size = 64 * 2**20
     measured = peak_memory(functools.partial(functools.partial, np.ones, size, np.uint8))
     assert measured is None or 0.9 * size < measured < 1.5 * size
+
+
+@pytest.mark.slow
+def test_every_optimizer_of_the_table_trains(monkeypatch):
+    monkeypatch.setattr(lanczos, "EXAMPLES", 256)
+    monkeypatch.setattr(steps, "EXAMPLES", 256)
+    lines = steps.measure(2)
+    assert {line.name for line in lines} == set(steps.optimizers()) - {steps.REFERENCE}
+    at_start = float(lanczos.loss(*lanczos.problem()))
+    for line in lines:
+        assert float(line.note.split()[1]) < 0.9 * at_start, line.note

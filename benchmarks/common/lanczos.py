@@ -32,6 +32,8 @@ Call = Callable[[], Any]
 STEPS = 80
 EXAMPLES = 2048
 IMAGE_SHAPE = (28, 28, 1)
+# Ritz values this near to the largest one, relatively, are copies of it.
+SAME = 1e-3
 NETWORK = Network(Dense((256, 128), 10, 0.0), IMAGE_SHAPE)
 
 
@@ -165,6 +167,13 @@ def ritz_values(diagonal: jax.Array, off_diagonal: jax.Array) -> NDArray[Any]:
     """Eigenvalues of the tridiagonal matrix, in rising order."""
     off = np.diag(np.asarray(off_diagonal), 1)
     return np.linalg.eigvalsh(np.diag(np.asarray(diagonal)) + off + off.T)
+
+
+def describe_largest(ritz_values: NDArray[Any]) -> str:
+    """The largest Ritz value and, where the process lost orthogonality, how often it came."""
+    top = float(np.max(ritz_values))
+    copies = int(np.sum(np.abs(ritz_values - top) < SAME * top))
+    return f"{top:.6g}" + (f", found {copies} times" if copies > 1 else "")
 
 
 # The packages that each peer needs, and the peer.

@@ -1,0 +1,1 @@
+"""`python -m benchmarks peers`: this library and others, in turn in one run."""
