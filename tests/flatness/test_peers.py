@@ -71,7 +71,7 @@ def matfree():
 
 def pyhessian():
     package = pytest.importorskip("pyhessian")
-    lanczos = pytest.importorskip("benchmarks.speed.lanczos")
+    lanczos = pytest.importorskip("benchmarks.common.lanczos")
     model, criterion, data = torch_problem()
     with lanczos.eig_of_old_torch():
         h = package.hessian(model, criterion, data=data, cuda=False)
