@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gc
-import re
 import subprocess
 import sys
 import weakref
@@ -14,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from entropix.flatness import (
     Operator,
@@ -397,40 +394,6 @@ def test_diagonal(x64):
     mean, error = (ravel_pytree(tree)[0] for tree in found)
     assert jax.tree.map(jnp.shape, found.mean) == jax.tree.map(jnp.shape, params)
     assert np.mean(np.abs(mean - truth) < 2 * error + 1e-12) > 0.8
-
-
-def wide_problem():
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {
-        "w": jax.random.normal(keys[0], (8, 16)) / 3,
-        "b": jnp.zeros(16),
-        "v": jax.random.normal(keys[1], (16, 4)) / 4,
-    }
-    data = jax.random.normal(keys[2], (32, 8)), jax.random.randint(keys[3], (32,), 0, 4)
-    return params, data
-
-
-@pytest.mark.slow
-def test_parameters_over_a_mesh_give_what_one_device_gives_and_gather_no_vector(x64):
-    params, data = wide_problem()
-    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), (AxisType.Auto,) * 2)
-    specs = {"w": P(None, "fsdp"), "b": P(), "v": P("fsdp")}
-    spread = jax.tree.map(
-        lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), params, specs
-    )
-    examples = jax.device_put(data, NamedSharding(mesh, P("data")))
-    here, there = (
-        hessian(problems.mlp, *problem) for problem in ((params, data), (spread, examples))
-    )
-    program = jax.jit(lambda h: spectrum(h, 0, num_steps=6, num_probes=2, reorthogonalize=True)[:2])
-    compiled = program.lower(there).compile()
-    assert not re.search(r"all-gather|all-to-all|collective-permute", compiled.as_text())
-    ends = [eigenvalues(h, 0, k=2, tol=1e-9) for h in (there, here)]
-    sides = (compiled(there), ends[0].eigenvalues), (program(here), ends[1].eigenvalues)
-    for ours, one in zip(*map(jax.tree.leaves, sides), strict=True):
-        np.testing.assert_allclose(ours, one, rtol=1e-7, atol=1e-10)
-    assert ends[0].eigenvectors["w"].sharding.spec[2] == "fsdp"
-    assert ends[0].eigenvectors["v"].sharding.spec[1] == "fsdp"
 
 
 @pytest.mark.parametrize(
