@@ -206,3 +206,16 @@ def test_seeds_may_be_mapped_over():
 def test_impossible_input_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_hidden", [2, 4])
+def test_parities_of_an_even_number_of_units_see_their_labels(num_hidden):
+    """A product of that many signs does not change when all inputs change theirs."""
+    model = Committee(101 * num_hidden, num_hidden, output="parity")
+    patterns, labels = random_patterns(model, 0.2, 0)
+    protocol = rising_coupling(jnp.arange(0.05, 3, 0.05))
+    for wanted in (labels, -labels):
+        found = focusing_bp(model, patterns, wanted, protocol, 1)
+        assert found.solved
+        assert int(model.errors(found.weights, patterns, wanted)) == 0
