@@ -32,10 +32,20 @@ jaxtyping.install_import_hook(
 unwrapped_raises = pytest.raises
 # Examples in docstrings that take more than a few seconds.
 SLOW_EXAMPLES = {
+    "entropix.committee._amp.approximate_message_passing",
+    "entropix.committee._focusing_bp.focusing_bp",
+    "entropix.committee._lal.entropic_lal",
+    "entropix.committee._parallel_tempering.parallel_tempering",
+    "entropix.committee._replicated_lal.replicated_lal",
+    "entropix.committee._robustness.noise_robustness",
     "entropix.committee._sampling.sampled_local_entropy",
+    "entropix.flatness._layer_curvature.layer_curvature",
     "entropix.flatness._local_entropy.local_entropy",
     "entropix.replica_theory._cross_entropy.franz_parisi_of_cross_entropy",
+    "entropix.replica_theory._franz_parisi.franz_parisi",
     "entropix.replica_theory._robust_ensemble.robust_ensemble",
+    "entropix.transforms._elastic_sgd.elastic_sgd",
+    "entropix.transforms._entropy_sgd.entropy_adam",
 }
 
 

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Pages that take more than a few seconds.
 SLOW = {
+    "dynamics.md",
+    "sharp_bits.md",
     "committee.md",
     "flatness.md",
     "index.md",

@@ -116,13 +116,8 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "chained" else pytest.mark.slow)
-        for name in OPTIMIZERS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_linen_train_state_loop(name):
     x, y = make_data()
     test_x, test_y = make_data(1)

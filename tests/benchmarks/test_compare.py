@@ -114,7 +114,8 @@ def test_without_arguments_it_lists_every_command(monkeypatch, capsys):
             assert name in shown
             assert command.time.split()[0] in shown
     assert run(["compere"], monkeypatch) == 2
-    assert "command 'compere' is unknown; accepted: compare, flatness" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert all(part in refusal for part in ("'compere'", *COMMANDS))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -170,6 +170,7 @@ def test_two_processes_end_as_one(alone, tmp_path):
     assert result(tmp_path / "run")["step"] == 21
 
 
+@pytest.mark.slow
 def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, capsys):
     original = replicas.stack_states
 

@@ -181,6 +181,7 @@ def test_replicas_on_several_devices_end_as_on_one(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), actual, expected)
 
 
+@pytest.mark.slow
 def test_more_steps_than_one_call_holds():
     trainer = trainer_of("sgd")
     assert WHOLE > STEPS_PER_CALL
@@ -207,6 +208,7 @@ def test_seeds_differ_and_first_replica_starts_as_a_plain_network():
     assert len({float(one) for one in kernel[:, :, 0, 0].ravel()}) == 6
 
 
+@pytest.mark.slow
 def test_noise_differs_between_seeds_and_replicas():
     for name, count in (("entropy_sgd", 2), ("parle", 6)):
         state = trainer_of(name).init()
@@ -215,6 +217,7 @@ def test_noise_differs_between_seeds_and_replicas():
         assert len({tuple(key) for key in keys}) == count
 
 
+@pytest.mark.slow
 def test_evaluation_weights_are_anchor_and_center():
     entropic = trainer_of("entropy_sgd")
     state, _ = entropic.advance(entropic.init(), 30)

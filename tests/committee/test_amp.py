@@ -89,6 +89,7 @@ def test_the_posterior_of_a_small_teacher():
     assert np.sqrt(np.mean((np.asarray(found.mean) - mean)[ok] ** 2)) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

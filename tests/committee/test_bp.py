@@ -150,6 +150,7 @@ def test_sweeps_are_those_of_plain_numpy(model, x64):
     np.testing.assert_allclose(found.mean, np.tanh(field + expected.sum(0)), atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "entropy", "tolerance"),
     [
@@ -187,6 +188,7 @@ def test_half_of_the_sphere_solves_one_pattern(num_hidden, x64):
     np.testing.assert_allclose(np.mean(found.mean**2 + found.variance), 1, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_spherical_volume_is_an_orthant_probability(x64):
     """Of a perceptron with 10 patterns, up to the loops' error."""
     model = Committee(100, weights="spherical")
@@ -235,6 +237,7 @@ def test_says_that_it_did_not_converge():
     assert np.all(np.isfinite(found.mean))
 
 
+@pytest.mark.slow
 def test_undamped_sweeps_that_run_away_are_damped():
     """Correlated patterns: without damping that adapts, 500 sweeps do not converge."""
     rng = np.random.default_rng(0)

@@ -77,6 +77,7 @@ def test_many_spherical_replicas_are_infinitely_many(x64):
     np.testing.assert_allclose(*means, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gamma", "replicas"),
     [

@@ -83,7 +83,7 @@ def test_one_pass_is_that_of_plain_numpy(model, x64):
         pytest.param(
             Committee(45, 3, output="parity", weights="spherical"), 1.0, marks=pytest.mark.slow
         ),
-        (Committee(101), 0.2),
+        pytest.param(Committee(101), 0.2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -143,6 +143,7 @@ def test_default_rates_find_wide_regions_whatever_the_network():
     assert np.mean(defaults[1]) > np.mean(settled[1]) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -162,6 +163,7 @@ def test_the_default_rate_moves_fields_by_the_same_in_every_network(model):
     np.testing.assert_array_equal(found.weights, told.weights)
 
 
+@pytest.mark.slow
 def test_attraction_brings_the_center_to_a_solution_sooner():
     examples = random_patterns(SPHERE, 1.0, 0)
     apart = entropic_lal(SPHERE, *examples, 1, attraction=0.0, max_epochs=150)

@@ -9,6 +9,7 @@ from tests.committee.exhaustive import outputs
 BETA = np.array([0.0, 0.5, 1.0, 2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

@@ -22,6 +22,7 @@ def test_errors_of_a_teacher_follow_the_arccosine_law():
     assert np.all(found.std_error < 0.01)
 
 
+@pytest.mark.slow
 def test_inputs_that_hardly_vary_are_hardly_flipped():
     """A network that looks at the constant inputs alone makes no error at any rate."""
     rng = np.random.default_rng(0)

@@ -54,6 +54,7 @@ def test_finds_the_current_of_the_toy_and_none_at_equilibrium():
     assert float(jnp.mean(p_values(toys(0.5)) < 0.05)) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drift", [0.0, 0.5])
 def test_brownian_motion_is_not_rejected(drift):
     increments = jax.random.normal(jax.random.key(2), (200, 501, 5)) + drift

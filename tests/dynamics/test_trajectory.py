@@ -36,6 +36,7 @@ def test_periodogram_is_the_discrete_fourier_sum(num_steps):
     assert len(found.power) == n // 2
 
 
+@pytest.mark.slow
 def test_periodogram_accepts_walks_and_rejects_loops_and_reversion():
     p_values = [float(periodogram(walk(seed), seed).p_value) for seed in range(20)]
     assert min(p_values) > 0
@@ -61,6 +62,7 @@ def test_autocorrelation_is_the_sum_over_lagged_pairs():
         np.testing.assert_allclose(found.correlation[lag], expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_autocorrelation_band_knows_that_a_random_walk_is_correlated():
     customary = 2.576 / 400**0.5
     inside, beyond_customary = [], []

@@ -15,6 +15,7 @@ SPECTRA = {
     "small": np.array([0.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0]),
     "outliers": np.concatenate([1e-3 * RNG.normal(size=400), [50.0, 20.0, 5.0, -4.0, -2.0]]),
 }
+QUICK = {("generic", "both"), ("low rank", "largest"), ("outliers", "smallest")}
 
 
 def matrix(spectrum):
@@ -35,10 +36,13 @@ def wanted(spectrum, which, k):
 
 
 @pytest.mark.parametrize(
-    "which",
-    [pytest.param(which, marks=pytest.mark.slow) for which in ("largest", "smallest")] + ["both"],
+    ("name", "which"),
+    [
+        pytest.param(name, which, marks=() if (name, which) in QUICK else pytest.mark.slow)
+        for name in SPECTRA
+        for which in ("largest", "smallest", "both")
+    ],
 )
-@pytest.mark.parametrize("name", SPECTRA)
 def test_eigenpairs_of_known_spectra(name, which, x64):
     a = matrix(SPECTRA[name])
     found = eigenvalues(operator(a), 0, k=4, tol=1e-9, which=which)
@@ -107,6 +111,7 @@ def test_a_limit_on_products_is_kept_and_said(x64):
     assert float(found.residuals[0]) > 1e-12
 
 
+@pytest.mark.slow
 def test_stops_as_soon_as_the_tolerance_is_reached(x64):
     a = matrix(RNG.normal(size=300))
     products = [

@@ -40,6 +40,7 @@ def test_bars_hold_at_the_stated_rate_over_200_keys(method, degrees, x64):
     assert abs(np.mean(mean) - truth) < 4 * np.std(mean) / 200**0.5
 
 
+@pytest.mark.slow
 def test_xtrace_is_closer_for_the_same_products(x64):
     errors = {method: np.std(estimates(method, 30).mean) for method in ("hutchinson", "xtrace")}
     assert errors["xtrace"] < errors["hutchinson"] / 10

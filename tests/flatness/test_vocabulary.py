@@ -66,6 +66,7 @@ def test_memory_in_units_of_the_logits(product, least, most):
     assert least < in_logits(product) < most
 
 
+@pytest.mark.slow
 def test_the_loss_in_pieces_is_the_loss():
     keys = jax.random.split(jax.random.key(0), 3)
     params = {

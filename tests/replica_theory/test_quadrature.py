@@ -59,6 +59,7 @@ def test_output_probabilities_equal_the_sum_over_hidden_signs(units, x64):
         assert np.all(np.isfinite(jax.grad(log_probability)(jnp.asarray(fields))))
 
 
+@pytest.mark.slow
 def test_output_probabilities_far_from_right_stay_finite(x64):
     wrong = -60 * jnp.ones(3)
     # Two units of three have to turn, each with probability H(60).

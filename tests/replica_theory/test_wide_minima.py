@@ -59,6 +59,7 @@ def test_shifts_of_three_units_are_the_maximum_on_a_grid(output, x64):
         assert float(value) > gain.max() - 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "distance", "entropy"),
     [
@@ -83,7 +84,7 @@ def test_spherical_perceptron_table(x64):
     np.testing.assert_allclose(curve.entropy, [-0.0120, -0.05737, -0.16810], atol=6e-5)
 
 
-@pytest.mark.parametrize("distance", [0.1, 0.4])
+@pytest.mark.parametrize("distance", [pytest.param(0.1, marks=pytest.mark.slow), 0.4])
 def test_spherical_perceptron_is_the_minimum_of_a_direct_maximization(distance, x64):
     """The defining min-max on a grid of shifts, in NumPy."""
     q1, shifts = 1 - distance, np.linspace(0, 6, 3001)

@@ -54,6 +54,7 @@ def assert_same(actual, expected, atol=2e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("devices", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_that_have_devices_of_their_own(name, devices):

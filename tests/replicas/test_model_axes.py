@@ -151,6 +151,7 @@ def test_bfloat16_parameters_meet_beside_axes_of_the_compiler():
     np.testing.assert_array_equal(found[:, 0, 0], [1.5, 4.5])
 
 
+@pytest.mark.slow
 def test_two_axes_inside_a_replica():
     """Two replicas, each over 2 data and 2 model devices, the lengths from an abstract mesh."""
     mesh = AbstractMesh((2,), ("model",), axis_types=(AxisType.Auto,))

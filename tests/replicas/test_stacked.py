@@ -107,7 +107,8 @@ def drawn(tx, state, y):
     return np.asarray(update(params, state)["w"])
 
 
-@pytest.mark.parametrize("name", [pytest.param("langevin", marks=pytest.mark.slow), "entropy_sgd"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOISY)
 def test_no_two_replicas_draw_the_same_numbers(name):
     """Stacked from one key, grown, shrunk and grown again, and by a plan from a shared key."""
     tx = NOISY[name]

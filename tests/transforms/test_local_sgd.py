@@ -642,6 +642,7 @@ def quadratic(compression, noise):
     return float(losses[-500:].mean())
 
 
+@pytest.mark.slow
 def test_compression_with_error_feedback_converges_as_if_in_full():
     """Far apart minima, so that what travels never gets small, and blocks of unlike numbers."""
     one_byte = Compression("int8", block_size=20)
