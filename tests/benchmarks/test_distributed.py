@@ -207,6 +207,7 @@ def test_what_is_refused_before_any_work(changes, message):
         run(replace(SHORT, **changes))
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(alone):
     before = {path: path.read_bytes() for path in alone.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="is not empty; give --resume"):
