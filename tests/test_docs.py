@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
@@ -28,7 +29,10 @@ SLOW = {
 
 @pytest.fixture(autouse=True)
 def strict_ranks():
-    """A reader's session promotes ranks."""
+    """A reader's session promotes ranks, and its precision is its own."""
+    double = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", double)
 
 
 def python_blocks(page):
