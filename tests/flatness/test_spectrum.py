@@ -41,7 +41,7 @@ def test_whole_space_gives_exact_gauss_quadrature(x64):
 @pytest.mark.slow
 def test_moments_lie_in_their_bars_at_the_stated_rate(x64):
     """Over 200 keys, mean +- t_9(0.975) standard errors holds the truth 95 % of the time."""
-    eigenvalues = np.concatenate([RNG.normal(size=50), [6.0, -4.0]])
+    eigenvalues = np.concatenate([RNG.normal(size=50), [3.0, -2.0]])
     basis, _ = np.linalg.qr(RNG.normal(size=(52, 52)))
     a = jnp.asarray(basis * eigenvalues @ basis.T)
     keys = jax.random.split(jax.random.key(1), 200)
@@ -58,7 +58,7 @@ def test_moments_lie_in_their_bars_at_the_stated_rate(x64):
         mean, std_error = answers[name]
         truth = np.sum(eigenvalues**order)
         inside = np.abs(mean - truth) < quantile * std_error
-        # 3 standard deviations of 200 draws at 95 %, and the skewness of squared normals.
+        # 3 standard deviations of 200 draws below 94 %: sums of few squares are skewed.
         assert 0.88 <= inside.mean() <= 0.99, name
         assert abs(np.mean(mean) - truth) < 4 * np.std(mean) / 200**0.5, name
 
