@@ -71,10 +71,12 @@ def least(frame: pd.DataFrame, column: str) -> int:
 def progress_bars(*texts: str) -> Progress:
     """Bars with what is done, the texts (of a task's fields), time gone and time left."""
     return Progress(
-        TextColumn("{task.description:<16}"),
+        TextColumn("{task.description:<16}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        *map(TextColumn, texts),
+        # Markup is read by a relative import at each refresh, in a thread of its own; TFDS, while it
+        # is imported, forbids such imports everywhere.
+        *(TextColumn(text, markup=False) for text in texts),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         expand=True,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.pool import NullPool
 
 from benchmarks.common.data import Dataset
 from benchmarks.common.network import Network
@@ -135,7 +136,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         """Opens or makes the file."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STORE}")
+        # Without a pool a connection is closed after its use, not when it is collected.
+        self._storage = optuna.storages.RDBStorage(
+            f"sqlite:///{folder / STORE}", engine_kwargs={"poolclass": NullPool}
+        )
 
     def load(self, name: str, count: int) -> list[dict[str, Any]] | None:
         """The trials of a method; None where not all of them are there."""
