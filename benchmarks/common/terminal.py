@@ -74,8 +74,8 @@ def progress_bars(*texts: str) -> Progress:
         TextColumn("{task.description:<16}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        # Markup is read by a relative import at each refresh, in a thread of its own; TFDS, while it
-        # is imported, forbids such imports everywhere.
+        # Markup is read by a relative import at each refresh, in a thread of its own; TFDS forbids
+        # such imports everywhere while it is imported itself.
         *(TextColumn(text, markup=False) for text in texts),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
