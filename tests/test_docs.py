@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Pages that take more than a few seconds.
 SLOW = {
-    "dynamics.md",
-    "sharp_bits.md",
     "committee.md",
+    "dynamics.md",
     "flatness.md",
     "index.md",
     "local_sgd.md",
@@ -24,12 +23,18 @@ SLOW = {
     "quickstart.md",
     "recipes.md",
     "replica_theory.md",
+    "sharp_bits.md",
 }
 
 
 @pytest.fixture(autouse=True)
 def strict_ranks():
-    """A reader's session promotes ranks, and its precision is its own."""
+    """A reader's session promotes ranks."""
+
+
+@pytest.fixture(autouse=True)
+def precision_of_its_own():
+    """A page may set double precision; what runs after it has not."""
     double = jax.config.jax_enable_x64
     yield
     jax.config.update("jax_enable_x64", double)

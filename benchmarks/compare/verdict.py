@@ -1,13 +1,10 @@
 """The answer of a comparison in a few sentences: what was best, and is that more than noise."""
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
+from benchmarks.common.intervals import CONFIDENCE, interval
 from benchmarks.common.run_folder import Results
 from benchmarks.compare.results import BASELINE, numbers, yardstick
-
-CONFIDENCE = 0.95
 
 
 def verdict(found: Results) -> list[str]:
@@ -43,25 +40,17 @@ def compared(change: pd.Series, unit: str, digits: int = 2) -> str:
     mean = f"{change.mean():+z.{digits}f} {unit}".strip()
     if len(change) == 1:
         return f"{mean} (one seed cannot tell this from noise)"
-    low, high = interval(change)
-    judged = "more than noise" if low * high > 0 else "not more than noise"
-    return f"{mean} ({CONFIDENCE:.0%} from {low:+z.{digits}f} to {high:+z.{digits}f}: {judged})"
-
-
-def interval(change: pd.Series) -> tuple[float, float]:
-    """Student's interval for the mean difference."""
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1) * change.sem())
-    return float(change.mean()) - half, float(change.mean()) + half
+    found = interval(change)
+    judged = "more than noise" if found.sign else "not more than noise"
+    ends = f"from {found.low:+z.{digits}f} to {found.high:+z.{digits}f}"
+    return f"{mean} ({CONFIDENCE:.0%} {ends}: {judged})"
 
 
 def wider(change: dict[str, pd.Series]) -> str:
     """What both measures of width say together."""
     if len(change["local_energy"]) == 1:
         return "With one seed nothing is known."
-    signs = {
-        int(np.sign(low)) if low * high > 0 else 0
-        for low, high in (interval(change[name]) for name in ("local_energy", "top_eigenvalue"))
-    }
+    signs = {interval(change[name]).sign for name in ("local_energy", "top_eigenvalue")}
     if signs == {-1} or signs == {-1, 0}:
         return "Its minimum is wider."
     if signs == {1} or signs == {1, 0}:

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.common.evaluation import CURVE_IMAGES, unstacked
 from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.objectives import Objectives
 from entropix import flatness
 
 SIGMAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -26,10 +26,11 @@ class Widths:
 
     def __init__(self, network: Network, train: tuple[jax.Array, jax.Array], images: int) -> None:
         """Takes the training set, of which the first ``images`` (characters of a text) are used."""
-        self._network = network
+        self._objectives = Objectives(network)
         count = max(1, images // train[1][0].size)
         self._examples = train[0][:count], train[1][:count]
-        self._energy = self._loss if train[1].ndim > 1 else self._error
+        of_text = train[1].ndim > 1
+        self._energy = self._objectives.loss if of_text else self._objectives.error
 
     def settings(self) -> dict[str, Any]:
         """How the numbers are measured, for the report."""
@@ -50,7 +51,7 @@ class Widths:
         """Every quantity, seed by seed; the draws of a seed are the same for all methods."""
         count = len(seeds)
         each = [
-            self._measure_seed(one, self._with_statistics(old), key)
+            self._measure_seed(one, self._objectives.data(self._examples, old), key)
             for one, old, key in zip(
                 unstacked(params, count),
                 unstacked(stats, count),
@@ -66,7 +67,7 @@ class Widths:
             self._energy, params, data, energy_key, sigma=jnp.array(SIGMAS),
             num_samples=ENERGY_SAMPLES,
         )  # fmt: skip
-        hessian = flatness.hessian(self._loss, params, data)
+        hessian = flatness.hessian(self._objectives.loss, params, data)
         top = flatness.eigenvalues(
             hessian, top_key, k=1, tol=TOP_TOLERANCE, max_products=TOP_PRODUCTS
         )
@@ -86,28 +87,3 @@ class Widths:
                 "weights": (np.ravel(spectrum.weights) / PROBES).tolist(),
             },
         }
-
-    def _with_statistics(self, stats: BatchStats) -> Any:
-        """The examples, each with the batch statistics beside it.
-
-        The estimators compile once per loss function; a loss that closed over the statistics would
-        be another function for each seed and method.
-        """
-        count = len(self._examples[0])
-        repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), stats)
-        return *self._examples, repeated
-
-    def _logits(self, params: Params, data: Any) -> jax.Array:
-        images, _, repeated = data
-        stats = jax.tree.map(lambda leaf: leaf[0], repeated)
-        return self._network.logits(params, stats, images)
-
-    def _loss(self, params: Params, data: Any) -> jax.Array:
-        """Mean cross entropy in evaluation mode."""
-        logits = self._logits(params, data)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, data[1]).mean()
-
-    def _error(self, params: Params, data: Any) -> jax.Array:
-        """Share of the images got wrong."""
-        wrong = jnp.argmax(self._logits(params, data), axis=-1) != data[1]
-        return wrong.astype(jnp.float32).mean()

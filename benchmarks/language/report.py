@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from benchmarks.common.intervals import CONFIDENCE, interval
 from benchmarks.common.report import write_report
 from benchmarks.common.run_folder import Results
 
 BASELINE = "1/0"
-CONFIDENCE = 0.95
 
 
 def write(folder: Path, found: Results) -> None:
@@ -144,7 +143,7 @@ def compression_table(found: Results) -> pd.DataFrame:
                 "sent": sent,
                 "loss": written(small),
                 "minus float32": written_change(change),
-                "measurably worse": "yes" if interval(change)[0] > 0 else "no",
+                "measurably worse": "yes" if interval(change).low > 0 else "no",
             }
         )
     return pd.DataFrame(rows)
@@ -155,18 +154,10 @@ def paired(mine: dict[int, float], theirs: dict[int, float]) -> np.ndarray[Any, 
     return np.array([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
 
 
-def interval(change: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Student's interval for the mean difference; all numbers where there is one seed."""
-    if len(change) < 2:
-        return -np.inf, np.inf
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(change) - 1) * stats.sem(change)
-    return float(change.mean() - half), float(change.mean() + half)
-
-
 def written_change(change: np.ndarray[Any, Any]) -> str:
     """A mean difference with its interval, as text."""
-    low, high = interval(change)
-    return f"{change.mean():+.4f} ({CONFIDENCE:.0%} from {low:+.4f} to {high:+.4f})"
+    mean, low, high = interval(change)
+    return f"{mean:+.4f} ({CONFIDENCE:.0%} from {low:+.4f} to {high:+.4f})"
 
 
 def verdict(found: Results, outers: Sequence[str]) -> list[str]:
@@ -187,7 +178,7 @@ def verdict(found: Results, outers: Sequence[str]) -> list[str]:
             continue
         # The M of one seed share their mini-batches' start: the seeds alone are independent.
         change = np.mean(by_seed, axis=0)
-        low, high = interval(change)
+        _, low, high = interval(change)
         judged = (
             "no measurable difference"
             if low < 0 < high

@@ -46,15 +46,21 @@ def muon(values: Values, run: Run) -> optax.GradientTransformation:
 
 
 def sgd_ema(values: Values, run: Run) -> optax.GradientTransformation:
-    """SGD and the exponential average of its weights over a share of the run."""
-    newest = 1 / (values["horizon"] * run.updates)
-    return averaged(sgd(values, run), lambda step: jnp.maximum(newest, 1 / (step + 1.0)))
+    """SGD and the exponential average of its weights."""
+    return exponentially_averaged(sgd(values, run), values, run)
 
 
 def muon_ema(values: Values, run: Run) -> optax.GradientTransformation:
-    """Muon and the exponential average of its weights over a share of the run."""
+    """Muon and the exponential average of its weights."""
+    return exponentially_averaged(muon(values, run), values, run)
+
+
+def exponentially_averaged(
+    tx: optax.GradientTransformation, values: Values, run: Run
+) -> optax.GradientTransformation:
+    """An optimizer that also averages its weights over a share of the run."""
     newest = 1 / (values["horizon"] * run.updates)
-    return averaged(muon(values, run), lambda step: jnp.maximum(newest, 1 / (step + 1.0)))
+    return averaged(tx, lambda step: jnp.maximum(newest, 1 / (step + 1.0)))
 
 
 def sgd_swa(values: Values, run: Run) -> optax.GradientTransformation:

@@ -1,14 +1,12 @@
 """What is measured of trained weights beside their error: how wide the minimum is."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.common.data import Dataset
 from benchmarks.common.network import BatchStats, Network, Params
+from benchmarks.common.objectives import Objectives
 from benchmarks.tuning.scores import (
     answers_in_blocks,
     calibration_error,
@@ -69,43 +67,26 @@ class Widths:
 
     def __init__(self, network: Network, data: Dataset) -> None:
         """Takes the first training images."""
-        self._network = network
+        self._objectives = Objectives(network)
         self._examples = jnp.asarray(data.x_train[:IMAGES]), jnp.asarray(data.y_train[:IMAGES])
 
     def measure(self, params: Params, stats: BatchStats, seed: int) -> dict[str, float]:
         """The widths; the draws of a seed are the same for all methods."""
         energy_key, top_key, trace_key = jax.random.split(jax.random.key(seed), 3)
-        data = self._with_statistics(stats)
+        loss, error = self._objectives.loss, self._objectives.error
+        data = self._objectives.data(self._examples, stats)
         energy = flatness.local_energy(
-            self._error, params, data, energy_key, sigma=ENERGY_SIGMA, num_samples=ENERGY_SAMPLES
+            error, params, data, energy_key, sigma=ENERGY_SIGMA, num_samples=ENERGY_SAMPLES
         )
-        hessian = flatness.hessian(self._loss, params, data)
+        hessian = flatness.hessian(loss, params, data)
         top = flatness.eigenvalues(
             hessian, top_key, k=1, tol=TOP_TOLERANCE, max_products=TOP_PRODUCTS
         )
         trace = flatness.trace(hessian, trace_key, num_probes=TRACE_PROBES)
-        sharpness = flatness.sam_sharpness(self._loss, params, data, radius=SAM_RADIUS)
+        sharpness = flatness.sam_sharpness(loss, params, data, radius=SAM_RADIUS)
         return {
             "local_energy": float(np.ravel(energy.mean)[0]),
             "top_eigenvalue": float(top.eigenvalues[0]),
             "trace": float(trace.mean),
             "sam_sharpness": float(sharpness.mean),
         }
-
-    def _with_statistics(self, stats: BatchStats) -> Any:
-        """The examples, each with the batch statistics beside it: one loss for all weights."""
-        count = len(self._examples[0])
-        repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), stats)
-        return *self._examples, repeated
-
-    def _logits(self, params: Params, data: Any) -> jax.Array:
-        images, _, repeated = data
-        return self._network.logits(params, jax.tree.map(lambda leaf: leaf[0], repeated), images)
-
-    def _loss(self, params: Params, data: Any) -> jax.Array:
-        logits = self._logits(params, data)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, data[1]).mean()
-
-    def _error(self, params: Params, data: Any) -> jax.Array:
-        wrong = jnp.argmax(self._logits(params, data), axis=-1) != data[1]
-        return wrong.astype(jnp.float32).mean()

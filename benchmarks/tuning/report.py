@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks.common.intervals import Interval
 from benchmarks.common.report import MARKDOWN, templates, written_values
 from benchmarks.common.run_folder import Results, write_text
 from benchmarks.tuning.entropic import CONTENDERS
@@ -19,7 +20,6 @@ from benchmarks.tuning.measures import (
 )
 from benchmarks.tuning.scores import CALIBRATION_BINS, INPUT_NOISE
 from benchmarks.tuning.statistics import (
-    Interval,
     best_baseline,
     correlations,
     differences,

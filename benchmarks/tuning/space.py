@@ -15,24 +15,6 @@ from optuna.distributions import (
 
 
 @dataclass(frozen=True)
-class Log:
-    """Numbers between two bounds, uniform in their logarithm."""
-
-    low: float
-    high: float
-
-    def drawn(self) -> BaseDistribution:
-        """What the sampler draws from."""
-        return FloatDistribution(self.low, self.high, log=True)
-
-    stored = drawn
-
-    def value(self, drawn: float) -> float:
-        """The hyper-parameter that a draw stands for."""
-        return float(drawn)
-
-
-@dataclass(frozen=True)
 class Linear:
     """Numbers between two bounds, uniform."""
 
@@ -43,11 +25,22 @@ class Linear:
         """What the sampler draws from."""
         return FloatDistribution(self.low, self.high)
 
-    stored = drawn
+    def stored(self) -> BaseDistribution:
+        """How the value is kept beside the trial."""
+        return self.drawn()
 
     def value(self, drawn: float) -> float:
         """The hyper-parameter that a draw stands for."""
         return float(drawn)
+
+
+@dataclass(frozen=True)
+class Log(Linear):
+    """Numbers between two bounds, uniform in their logarithm."""
+
+    def drawn(self) -> BaseDistribution:
+        """What the sampler draws from."""
+        return FloatDistribution(self.low, self.high, log=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Choice:
         return self.values[drawn]
 
 
-Range = Log | Linear | Choice
+Range = Linear | Choice
 Space = Mapping[str, Range]
 
 

@@ -1,45 +1,18 @@
 """Statistics of a table: paired differences with intervals, rank correlations, the verdict."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks.common.intervals import Interval, interval
 from benchmarks.common.run_folder import Results
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.measures import QUANTITIES
 
-CONFIDENCE = 0.95
 # Thought of after the test errors of the others had been seen: no verdict may choose them.
 AFTERTHOUGHTS = ("muon_ema", "entropy_muon")
-
-
-class Interval(NamedTuple):
-    """Student's interval for a mean.
-
-    Attributes:
-      mean: of the sample.
-      low: lower end.
-      high: upper end.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def sign(self) -> int:
-        """-1 or 1 where the interval excludes zero, else 0."""
-        return int(np.sign(self.low)) if self.low * self.high > 0 else 0
-
-
-def interval(sample: Any) -> Interval:
-    """The interval for the mean of a sample of at least two numbers."""
-    sample = np.asarray(sample, float)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(sample) - 1) * stats.sem(sample)
-    return Interval(float(sample.mean()), float(sample.mean() - half), float(sample.mean() + half))
 
 
 def table_of(found: Results) -> pd.DataFrame:

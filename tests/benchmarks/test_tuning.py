@@ -14,6 +14,7 @@ from scipy import stats
 import entropix
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.data import load
+from benchmarks.common.intervals import interval
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
 from benchmarks.tuning import found as page
@@ -363,12 +364,12 @@ def test_error_loss_and_calibration_of_known_answers():
 
 def test_intervals_are_student_s():
     sample = np.random.default_rng(0).normal(size=7)
-    answer = statistics.interval(sample)
+    answer = interval(sample)
     low, high = stats.t.interval(0.95, 6, sample.mean(), stats.sem(sample))
     np.testing.assert_allclose(answer, (sample.mean(), low, high))
     paired = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
     np.testing.assert_allclose(answer[1:], paired)
-    words = [statistics.word(statistics.interval(np.array(x))) for x in SAMPLES]
+    words = [statistics.word(interval(np.array(x))) for x in SAMPLES]
     assert words == ["loses", "wins", "ties"]
 
 
