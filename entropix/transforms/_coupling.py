@@ -1,6 +1,6 @@
-"""Replicated SGD: several copies of a network, pulled toward their mean."""
+"""Replicated SGD: several copies of a network, pulled toward their mean, and pushed from it."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ def couple_replicas(
     phase: int | jax.Array = 0,
     center: Literal["mean", "moving"] = "mean",
     center_rate: optax.ScalarOrSchedule = 0.9,
+    push: optax.ScalarOrSchedule = 0.0,
     compression: Compression | None = None,
     axis: int | None = None,
     axis_name: str | tuple[str, ...] | None = None,
@@ -62,6 +63,23 @@ def couple_replicas(
     that travel, :math:`\bar x = \tilde x + \overline{x^a - \tilde x}`, in few bits. The first
     coupling, which has no center yet, travels in full.
 
+    With ``push`` the replicas keep a distance from the center, so that they span a valley rather
+    than meet at one of its points:
+
+    .. math:: d^a \leftarrow d^a + K \left(\gamma - \frac{\lambda}{|x^a - \bar x|}\right)
+              (x^a - \bar x), \qquad |x^a - \bar x| \to \lambda / \gamma
+
+    where the loss is flat. The length is that over all parameters coupled here, and a replica at
+    the center is not pushed. This is after DPPF, of which the abstract was read; what follows is
+    our derivation. The push descends :math:`-\lambda \sum_a |x^a - \bar x|`, whose gradient has a
+    second term: the mean :math:`\bar u` of the unit vectors from the center. It is left out, as it
+    would have to travel between devices, as many bytes again. The gaps of a step are the same
+    without it, and the center drifts by :math:`K \lambda \bar u` times the learning rate. Under
+    plain SGD with learning rate :math:`\eta` on a flat loss each coupling multiplies what a gap
+    lacks of :math:`\lambda / \gamma` by :math:`1 - \eta K \gamma` where :math:`\bar u = 0`, as it
+    is for two replicas. More of them come to :math:`\bar u = 0` by themselves; not so an odd number
+    on a line, whose center drifts on.
+
     Say where the replicas are by ``axis``, by ``axis_name``, or by both when some of them are
     stacked here and the rest is elsewhere. On the K - 1 uncoupled steps nothing is averaged and
     nothing travels between devices.
@@ -76,6 +94,9 @@ def couple_replicas(
       center: ``"mean"`` (default) or ``"moving"``.
       center_rate: beta, the weight of the mean in the moving center, or a schedule of the number of
         updates made. From 0 to 1, default 0.9.
+      push: lambda, the push away from the center, in units of 1 / parameter, or a schedule of the
+        number of updates made. At least 0. Default 0: none, at no cost. ``push / gamma`` is the
+        distance from the center to aim at.
       compression: how differences to the moving center travel, a `Compression`, or None (default)
         for the weights in full.
       axis: the axis of every leaf along which the replicas are stacked.
@@ -101,11 +122,20 @@ def couple_replicas(
       >>> optax.apply_updates(x, updates)
       Array([1., 3.], dtype=float32)
 
+      With a push they stay where they are at a distance of ``push / gamma``:
+
+      >>> tx = optax.chain(entropix.couple_replicas(0.5, push=1.0, axis=0), optax.sgd(1.0))
+      >>> updates, state = tx.update(jnp.zeros(2), tx.init(x), x)
+      >>> optax.apply_updates(x, updates)
+      Array([0., 4.], dtype=float32)
+
     Reference:
       Pittorino et al., `Entropic gradient descent algorithms and wide flat minima
-      <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 2.
+      <https://arxiv.org/abs/2006.07897>`_, ICLR 2021, Algorithm 2; Dimlioglu and Choromanska,
+      `DPPF <https://arxiv.org/abs/2507.20424>`_, 2025, for ``push``.
     """
     check_number("gamma", gamma, at_least=0)
+    check_number("push", push, at_least=0)
     check_integer("every", every, at_least=1)
     check_below("phase", phase, "every", every)
     check_number("center_rate", center_rate, at_least=0, at_most=1)
@@ -137,6 +167,16 @@ def couple_replicas(
         replicas.check_stack(params, at_least=2)
         replicas.check_names(at_least=2)
         coupling = at(gamma, state.step) * every
+
+        def strengths(gaps: PyTree) -> Any:
+            """What multiplies the gap of each replica: the pull, less the push over its length."""
+            if isinstance(push, (int, float)) and push == 0:
+                return coupling
+            lengths = replicas.norm(gaps)
+            pushes = jnp.asarray(at(push, state.step) * every, lengths.dtype)
+            apart = lengths > 0
+            pushes = jnp.where(apart, pushes / jnp.where(apart, lengths, 1), 0)
+            return jnp.asarray(coupling, lengths.dtype) - pushes
 
         def small_mean(center: optax.Params, residual: PyTree) -> tuple[optax.Params, PyTree]:
             def by_differences(carry: PyTree) -> PyTree:
@@ -175,10 +215,15 @@ def couple_replicas(
             updates, center, residual = carry
             # Without the barrier XLA on CPU computes the mean again for each replica that uses it.
             center, residual = jax.lax.optimization_barrier(moved(center, residual))
-            updates = jax.tree.map(
-                lambda g, x, c: g + jnp.asarray(coupling, g.dtype) * (x - c).astype(g.dtype),
-                updates, params, center,
-            )  # fmt: skip
+            gaps = jax.tree.map(jnp.subtract, params, center)
+            strength = strengths(gaps)
+
+            def pulled_leaf(g: jax.Array, gap: jax.Array) -> jax.Array:
+                factor = jnp.asarray(strength, g.dtype)
+                factor = replicas.expanded(factor, gap) if factor.ndim else factor
+                return g + factor * gap.astype(g.dtype)
+
+            updates = jax.tree.map(pulled_leaf, updates, gaps)
             return updates, center if moving else None, residual
 
         meets = (state.step + phase) % every == 0

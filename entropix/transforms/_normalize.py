@@ -48,18 +48,11 @@ def normalize_updates(*, axis: int | None = None) -> optax.GradientTransformatio
         del params
         replicas.check_stack(updates, at_least=1)
 
-        def square(u: jax.Array) -> jax.Array:
-            others = [at for at in range(u.ndim) if axis is None or at != axis % u.ndim]
-            dtype = jnp.float32 if jnp.finfo(u.dtype).bits < 32 else u.dtype
-            return jnp.sum(u.astype(dtype) ** 2, tuple(others))
-
-        squares = jax.tree.map(square, updates)
-        norm = jnp.sqrt(jax.tree.reduce(jnp.add, squares, jnp.zeros([], jnp.float32)))
+        norm = replicas.norm(updates)
+        divisor = jnp.where(norm > 0, norm, jnp.ones_like(norm))
 
         def unit(u: jax.Array) -> jax.Array:
-            others = [at for at in range(u.ndim) if axis is not None and at != axis % u.ndim]
-            divisor = jnp.where(norm > 0, norm, jnp.ones_like(norm))
-            return (u / jnp.expand_dims(divisor, others).astype(u.dtype)).astype(u.dtype)
+            return (u / replicas.expanded(divisor, u).astype(u.dtype)).astype(u.dtype)
 
         return jax.tree.map(unit, updates), state
 

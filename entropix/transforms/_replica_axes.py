@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 
 class ReplicaAxes(NamedTuple):
@@ -36,10 +36,7 @@ class ReplicaAxes(NamedTuple):
 
         def mean(x: jax.Array) -> jax.Array:
             dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
-            along = finite
-            if self.axis is not None:
-                others = [at for at in range(x.ndim) if at != self.axis % x.ndim]
-                along = jnp.expand_dims(finite, others)
+            along = self.expanded(finite, x)
             kept = jnp.where(along, x, jnp.zeros_like(x)) * jnp.asarray(scale, x.dtype)
             if self.axis is not None:
                 kept = jnp.sum(kept, self.axis, keepdims=True, dtype=dtype)
@@ -65,14 +62,29 @@ class ReplicaAxes(NamedTuple):
         """Which of the replicas here are finite: one axis of them, or none where one is mapped."""
 
         def probe(x: jax.Array) -> jax.Array:
-            others = [at for at in range(x.ndim) if self.axis is None or at != self.axis % x.ndim]
             # 0 or, where anything is infinite or no number, NaN; a sum of x itself may overflow.
-            return jnp.sum(jnp.zeros((), x.dtype) * x, tuple(others), dtype=jnp.float32)
+            return jnp.sum(jnp.zeros((), x.dtype) * x, self._others(x), dtype=jnp.float32)
 
         # Stacked, and kept apart from what makes the stack: a chain of conditions, one for each
         # leaf, takes XLA a time that is quadratic in their number.
         probes = jax.lax.optimization_barrier(jnp.stack(list(map(probe, jax.tree.leaves(tree)))))
         return jnp.all(probes == 0, axis=0)
+
+    def norm(self, tree: PyTree) -> Float[Array, "*replicas"]:
+        """The length of each replica here, over all its leaves, in float32 or wider."""
+        leaves = jax.tree.leaves(tree)
+        bits = max((jnp.finfo(x.dtype).bits for x in leaves), default=32)
+        dtype = jnp.float64 if bits > 32 else jnp.float32
+        squares = [jnp.sum(x.astype(dtype) ** 2, self._others(x)) for x in leaves]
+        return jnp.sqrt(sum(squares, jnp.zeros([], dtype)))
+
+    def expanded(self, numbers: jax.Array, x: jax.Array) -> jax.Array:
+        """One number for each replica here, in the shape in which it meets a leaf."""
+        return jnp.expand_dims(numbers, self._others(x))
+
+    def _others(self, x: jax.Array) -> tuple[int, ...]:
+        """The axes of a leaf that are no replicas."""
+        return tuple(at for at in range(x.ndim) if self.axis is None or at != self.axis % x.ndim)
 
     def pmean(self, x: jax.Array) -> jax.Array:
         """The mean over the mapped axes."""

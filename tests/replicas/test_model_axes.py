@@ -26,6 +26,10 @@ ALGORITHMS = {
     "replicated_adam": lambda names: optax.chain(
         entropix.couple_replicas(0.2, every=2, axis_name=names), optax.adam(0.02)
     ),
+    "pushed": lambda names: optax.chain(
+        entropix.couple_replicas(0.2, push=0.3, every=2, axis_name=names),
+        optax.sgd(0.05, momentum=0.9),
+    ),
     "elastic_sgd": lambda names: entropix.elastic_sgd(0.05, gamma=0.2, every=2, axis_name=names),
     "parle": lambda names: entropix.parle(
         0.5, gamma=0.1, rho=0.5, inner_learning_rate=0.05, inner_steps=3, axis_name=names
@@ -109,6 +113,8 @@ def assert_same(actual, expected):
         pytest.param("replicated_adam", 2, "model", marks=pytest.mark.slow),
         pytest.param("replicated_adam", 4, "data", marks=pytest.mark.slow),
         pytest.param("elastic_sgd", 4, "model", marks=pytest.mark.slow),
+        # The length of a gap is that over all devices of a replica.
+        pytest.param("pushed", 2, "model", marks=pytest.mark.slow),
         ("parle", 2, "data"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The papers' algorithms as float64 NumPy loops, to hold the library to."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -72,8 +73,12 @@ def replicated_sgd(
     learning_rate: float,
     momentum: float | None = None,
     weight_decay: float = 0.0,
+    push: Callable[[int], float] | None = None,
 ) -> np.ndarray:
-    """Pittorino et al. 2021, Algorithm 2: ``gradient(x, replica, step)``, replicas (y, N)."""
+    """Pittorino et al. 2021, Algorithm 2: ``gradient(x, replica, step)``, replicas (y, N).
+
+    With ``push`` each is also pushed along the unit vector from the mean to it.
+    """
     replicas = replicas.copy()
     optimizers = [Momentum(momentum, True) for _ in replicas]
     for step in range(steps):
@@ -81,7 +86,10 @@ def replicated_sgd(
         for a, optimizer in enumerate(optimizers):
             d = gradient(replicas[a], a, step) + weight_decay * replicas[a]
             if step % every == 0:
-                d = d + every * gamma(step) * (replicas[a] - mean)
+                gap = replicas[a] - mean
+                d = d + every * gamma(step) * gap
+                if push is not None:
+                    d = d - every * push(step) * gap / math.sqrt(sum(gap**2))
             replicas[a] = replicas[a] - learning_rate * optimizer(d)
     return replicas
 

@@ -66,6 +66,11 @@ TRANSFORMS = {
     "couple_replicas": Row(
         entropix.couple_replicas, dict(gamma=0.1, every=2, axis=0), ("axis",), "gamma", False, False
     ),
+    "couple_replicas push": Row(
+        entropix.couple_replicas,
+        dict(gamma=0.1, push=0.05, every=2, center="moving", axis=0), ("axis", "center"), "push",
+        False, False,
+    ),
     "replicated_sgd": Row(
         entropix.replicated_sgd,
         dict(learning_rate=0.02, gamma=0.1, every=3, axis=0), ("axis",), "learning_rate",

@@ -68,6 +68,8 @@ def test_entropy_descent_and_langevin_factories():
     ("arguments", "error", "message"),
     [
         ({"gamma": -1, "axis": 0}, ValueError, "gamma .*got -1"),
+        ({"push": -1, "axis": 0}, ValueError, "push .*got -1"),
+        ({"push": "far", "axis": 0}, TypeError, "push .*got 'far'"),
         ({"every": 0, "axis": 0}, ValueError, "every .*got 0"),
         ({}, ValueError, "axis or axis_name .*got None and None"),
         ({"axis": 0.5}, TypeError, "axis .*got 0.5"),
