@@ -13,7 +13,13 @@ from jaxtyping import Float, Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
-from entropix.committee._learning import Learned, learning, random_order, until_solved
+from entropix.committee._learning import (
+    Learned,
+    learning,
+    random_order,
+    start_and_order,
+    until_solved,
+)
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee, check_weights
 
@@ -200,7 +206,7 @@ def _least_action_learning(
 ) -> Learned:
     """The compiled part of `least_action_learning`."""
     count = problem.labels.shape[0]
-    start_key, order_key = jax.random.split(key)
+    start_key, order_key = start_and_order(key)
     hidden = model.random_weights(start_key, rate.dtype) if init is None else init
 
     def epoch(hidden: jax.Array, index: jax.Array) -> jax.Array:
@@ -228,7 +234,7 @@ def _entropic_lal(
 ) -> Learned:
     """The compiled part of `entropic_lal`."""
     count = problem.labels.shape[0]
-    start_key, order_key = jax.random.split(key)
+    start_key, order_key = start_and_order(key)
     start = model.random_weights(start_key, rate.dtype)
 
     def center(weights: jax.Array) -> jax.Array:

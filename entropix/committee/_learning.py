@@ -13,6 +13,10 @@ from entropix.committee._arguments import dtype_of
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee, check_examples
 
+# Folded into a student's key: a seed that also drew the patterns or the teacher would start the
+# student at them, for equal keys give equal numbers. No small number, as these are what split uses.
+_STUDENT = 0x57DE27
+
 
 class Learned(NamedTuple):
     """What a learning rule ended with.
@@ -46,6 +50,12 @@ def learning(
     check_key(key)
     check_integer("max_epochs", max_epochs, at_least=1)
     return Problem(jnp.asarray(patterns), jnp.asarray(labels)), dtype_of(patterns)
+
+
+def start_and_order(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of a rule's first weights, and of the orders of its passes."""
+    start_key, order_key = jax.random.split(jax.random.fold_in(key, _STUDENT))
+    return start_key, order_key
 
 
 def until_solved(

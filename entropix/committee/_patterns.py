@@ -83,8 +83,8 @@ def teacher_student(
     Args:
       model: the network of teacher and student.
       alpha: load, patterns per weight. Above 0.
-      key: an integer seed or a key of ``jax.random.key``. Give another one to the student: with
-        the same key `least_action_learning` and its like draw the teacher as their start.
+      key: an integer seed or a key of ``jax.random.key``. The student may be given the same: it
+        starts from other weights than the teacher's.
       distribution: of the inputs, ``"signs"`` or ``"normal"``. Default signs. The fields of real
         weights on patterns of +-1 are never 0 in practice; those of binary weights never are.
       dtype: of patterns, labels and weights. Default jax's floating-point type.

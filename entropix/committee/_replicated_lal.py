@@ -10,7 +10,13 @@ from jaxtyping import Real
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
 from entropix.committee._lal import correction
-from entropix.committee._learning import Learned, learning, random_batches, until_solved
+from entropix.committee._learning import (
+    Learned,
+    learning,
+    random_batches,
+    start_and_order,
+    until_solved,
+)
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee
 
@@ -108,7 +114,7 @@ def _replicated_lal(
 ) -> Learned:
     """The compiled part of `replicated_lal`."""
     count = problem.labels.shape[0]
-    start_key, order_key = jax.random.split(key)
+    start_key, order_key = start_and_order(key)
     start = model.random_weights(start_key, attraction.dtype)
 
     def majority(hidden: jax.Array) -> jax.Array:

@@ -12,7 +12,13 @@ from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import fresh_key
-from entropix.committee._learning import Learned, learning, random_batches, until_solved
+from entropix.committee._learning import (
+    Learned,
+    learning,
+    random_batches,
+    start_and_order,
+    until_solved,
+)
 from entropix.committee._messages import Problem
 from entropix.committee._model import Committee
 
@@ -209,7 +215,7 @@ def _surrogate_sgd(
 ) -> Learned:
     """The compiled part of `surrogate_sgd`."""
     count = problem.labels.shape[0]
-    start_key, batch_key = jax.random.split(key)
+    start_key, batch_key = start_and_order(key)
     normalize = model.normalize if replicas is None else jax.vmap(model.normalize)
 
     def network(state: tuple[jax.Array, Any]) -> jax.Array:

@@ -16,6 +16,7 @@ from entropix.committee import (
     random_patterns,
     replicated_lal,
 )
+from entropix.committee._learning import start_and_order
 
 RNG = np.random.default_rng(0)
 SPHERE = Committee(99, 3, weights="spherical")
@@ -55,7 +56,7 @@ def test_least_action_is_the_cheapest_change_of_signs_that_is_right(output, num_
 def test_one_pass_is_that_of_plain_numpy(model, x64):
     patterns, labels = (np.asarray(part) for part in random_patterns(model, 0.5, 0))
     found = least_action_learning(model, patterns, labels, 3, max_epochs=1)
-    start_key, order_key = jax.random.split(jax.random.key(3))
+    start_key, order_key = start_and_order(jax.random.key(3))
     hidden = np.array(model.random_weights(start_key))
     k, n = model.shape
     rate = 2 if model.weights == "binary" else 0.5 / np.sqrt(n)
@@ -192,7 +193,7 @@ def test_replicated_pass_is_that_of_plain_numpy(x64):
     found = replicated_lal(
         model, patterns, labels, 3, replicas=y, batch_size=size, gamma=0.2, max_epochs=1
     )
-    start_key, order_key = jax.random.split(jax.random.key(3))
+    start_key, order_key = start_and_order(jax.random.key(3))
     hidden = np.array(jnp.stack([model.random_weights(start_key)] * y))
     keys = jax.random.split(jax.random.fold_in(order_key, 0), y)
     orders = [np.asarray(jax.random.permutation(key, 10)) for key in keys]

@@ -15,6 +15,7 @@ from entropix.committee import (
     surrogate_loss,
     surrogate_sgd,
 )
+from entropix.committee._learning import start_and_order
 
 MODEL = Committee(99, 3, weights="spherical")
 EXAMPLES = random_patterns(MODEL, 0.5, 0)
@@ -53,7 +54,7 @@ def test_one_pass_of_sgd_is_that_of_plain_jax(x64):
     found = surrogate_sgd(
         model, patterns, labels, optax.sgd(3.0), 5, beta=0.8, gamma=0.6, batch_size=4, max_epochs=1
     )
-    start_key, batch_key = jax.random.split(jax.random.key(5))
+    start_key, batch_key = start_and_order(jax.random.key(5))
     weights = model.random_weights(start_key)
     loss = surrogate_loss(model, beta=0.8, gamma=0.6)
     order = jax.random.permutation(jax.random.fold_in(batch_key, 0), 10)
