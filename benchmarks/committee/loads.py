@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 import optax
 import pandas as pd
 
+from benchmarks.committee import load_figure
 from benchmarks.committee.algorithms import FAST, LEARNING_RATE, SLOW
 from benchmarks.common import environment
 from benchmarks.common.options import POSITIVE, Among, ResumeOptions, configuration
+from benchmarks.common.plots import save
 from benchmarks.common.report import MARKDOWN, write_report
 from benchmarks.common.run_folder import open_folder, stored_results, write_results
 from benchmarks.common.terminal import progress_bars, say, show_table
@@ -140,28 +143,35 @@ def run(options: Loads) -> int:
     ladders = [
         (name, size, algorithm)
         for size in options.sizes
-        for name in options.networks
         for algorithm in options.algorithms
+        for name in options.networks
         if NETWORKS[name].make(size).weights in ALGORITHMS[algorithm][0]
     ]
     with progress_bars() as progress:
         task = progress.add_task("solving", total=len(ladders))
         for name, size, algorithm in ladders:
             climb(options, found, name, size, algorithm, lambda: write_results(folder, found))
+            # A run that is stopped leaves a report of what it has done.
+            report(folder, found)
             progress.advance(task)
+    show_table(summarized(found), "Largest load of which most instances are solved")
+    say(f"Written: {folder / MARKDOWN}")
+    return 0
+
+
+def report(folder: Path, found: dict[str, Any]) -> None:
+    """Writes results, tables and picture."""
+    found["capacities"] = capacities(found)
     write_results(folder, found)
-    summary, table = summarized(found), tabulated(found)
+    save(folder, "loads", load_figure.draw, found | {"reached": reached(found)})
     write_report(
         folder,
         "committee/loads.md.j2",
         "Loads that are solved",
         found=found,
-        summary=summary,
-        table=table,
+        summary=summarized(found),
+        table=tabulated(found),
     )
-    show_table(summary, "Largest load of which most instances are solved")
-    say(f"Written: {folder / MARKDOWN}")
-    return 0
 
 
 def climb(
@@ -231,37 +241,66 @@ def tabulated(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=HEAD)
 
 
-def summarized(found: dict[str, Any]) -> pd.DataFrame:
-    """For each algorithm and size the largest load up to which most instances are solved."""
-    records = found["records"]
-    sizes = sorted({record["size"] for record in records})
+def capacities(found: dict[str, Any]) -> dict[str, float]:
+    """The theory's, of each network that was run."""
+    known = found.get("capacities", {})
     with jax.enable_x64(True):
-        capacities = {
-            name: float(NETWORKS[name].capacity().load)
-            for name in dict.fromkeys(record["network"] for record in records)
+        return {
+            name: known.get(name) or float(NETWORKS[name].capacity().load)
+            for name in dict.fromkeys(record["network"] for record in found["records"])
         }
-    rows = []
-    for name, algorithm in dict.fromkeys((r["network"], r["algorithm"]) for r in records):
-        reached = [
-            largest_load(
-                [
-                    record
-                    for record in records
-                    if (record["network"], record["algorithm"]) == (name, algorithm)
-                    and record["size"] == size
-                ]
-            )
-            for size in sizes
-        ]
-        rows.append((name, f"{capacities[name]:.3f}", algorithm, *reached))
+
+
+def reached(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each network, algorithm and size the largest load up to which most instances are solved.
+
+    'load' is None where that is none; 'open' says that no larger one was tried.
+    """
+    ladders: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for record in found["records"]:
+        steps = ladders.setdefault((record["network"], record["algorithm"], record["size"]), [])
+        steps.append(record)
+    answer = []
+    for (network, algorithm, size), ladder in ladders.items():
+        load = largest_load(ladder)
+        answer.append(
+            {
+                "network": network,
+                "algorithm": algorithm,
+                "size": size,
+                "load": load,
+                "open": load == max(record["load"] for record in ladder),
+            }
+        )
+    return answer
+
+
+def summarized(found: dict[str, Any]) -> pd.DataFrame:
+    """The same as a table, a row for each network and algorithm."""
+    sizes = sorted({record["size"] for record in found["records"]})
+    cells = {
+        (one["network"], one["algorithm"], one["size"]): "-"
+        if one["load"] is None
+        else f"{'at least ' * one['open']}{one['load']:g}"
+        for one in reached(found)
+    }
+    rows = [
+        (
+            name,
+            f"{found['capacities'][name]:.3f}",
+            algorithm,
+            *(cells.get((name, algorithm, size), "not run") for size in sizes),
+        )
+        for name, algorithm in dict.fromkeys((name, algorithm) for name, algorithm, _ in cells)
+    ]
     return pd.DataFrame(rows, columns=[*SUMMARY, *(f"N = {size:,}" for size in sizes)])
 
 
-def largest_load(ladder: list[dict[str, Any]]) -> str:
-    """Up to which the median instance has no errors at each load; a dash where at none."""
-    reached = "-"
+def largest_load(ladder: list[dict[str, Any]]) -> float | None:
+    """Up to which the median instance has no errors at each load; None where at none."""
+    largest = None
     for record in sorted(ladder, key=lambda record: record["load"]):
         if np.median([run["errors"] for run in record["runs"]]) > 0:
-            return reached
-        reached = f"{record['load']:g}"
-    return reached
+            break
+        largest = record["load"]
+    return largest

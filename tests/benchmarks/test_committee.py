@@ -199,8 +199,8 @@ def test_a_load_is_reached_where_the_median_instance_of_all_smaller_ones_is_solv
         record(0.6, 0, 0, 3),
         record(0.8, 0, 0, 0),
     ]
-    assert loads.largest_load(ladder) == "0.6"
-    assert loads.largest_load(ladder[:1]) == "-"
+    assert loads.largest_load(ladder) == 0.6
+    assert loads.largest_load(ladder[:1]) is None
 
 
 def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
@@ -220,4 +220,33 @@ def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
     assert len(writes) == 2
     loads.climb(*arguments)
     assert len(tried) == 4
+    (one,) = loads.reached(found)
+    assert (one["load"], one["open"]) == (0.4, False)
+    found["capacities"] = {"binary perceptron": 0.833}
     assert loads.summarized(found)["N = 45"].tolist() == ["0.4"]
+    del found["records"][1:]
+    assert loads.summarized(found)["N = 45"].tolist() == ["at least 0.4"]
+
+
+def test_the_report_of_the_loads_has_its_picture(tmp_path):
+    """Also where an algorithm solved nothing, or was not run at a size."""
+
+    def record(algorithm, size, load, *errors):
+        runs = [{"errors": one, "passes": 3, "seconds": 0.1} for one in errors]
+        return {
+            "network": "binary perceptron", "size": size, "weights": size,
+            "algorithm": algorithm, "load": load, "runs": runs,
+        }  # fmt: skip
+
+    found = {
+        "configuration": {"seeds": 2, "max_epochs": 5}, "command": "c", "environment": {},
+        "records": [
+            record("lal", 45, 0.4, 0, 0), record("lal", 45, 0.5, 1, 1),
+            record("lal", 91, 0.4, 2, 2), record("focusing_bp", 45, 0.4, 0, 0),
+        ],
+    }  # fmt: skip
+    loads.report(tmp_path, found)
+    text = (tmp_path / "report.md").read_text()
+    assert "| binary perceptron | 0.833 | lal | 0.4 | - |" in text
+    assert "| binary perceptron | 0.833 | focusing_bp | at least 0.4 | not run |" in text
+    assert (tmp_path / "loads.png").stat().st_size > 5000
