@@ -268,6 +268,7 @@ def test_second_call_compiles_nothing():
         (dict(patterns=jnp.ones((2, 20))), r"patterns .*got \(2, 20\)"),
         (dict(patterns=jnp.ones((0, 21)), labels=jnp.ones(0)), "must hold 1 pattern or more"),
         (dict(field=jnp.ones((3, 7))), r"field .*got \(3, 7\)"),
+        (dict(field=jnp.full((1, 21), jnp.inf)), "field .*inf"),
         (dict(node="mean"), "node .*got 'mean'"),
         (dict(damping=1.0), "damping .*got 1.0"),
         (dict(max_steps=0), "max_steps .*got 0"),

@@ -131,3 +131,11 @@ def test_impossible_input_is_refused_by_name(change, message):
     )
     with pytest.raises(ValueError, match=message):
         local_entropy_curve(Committee(15), **arguments)
+
+
+@pytest.mark.parametrize(("number", "message"), [(0.0, "only zeros"), (jnp.nan, "weights.*nan")])
+def test_a_reference_without_a_direction_is_refused(number, message):
+    model = Committee(15, weights="spherical")
+    weights = jnp.full((1, 15), number)
+    with pytest.raises(ValueError, match=message):
+        local_entropy_curve(model, weights, jnp.ones((1, 15)), jnp.ones(1), jnp.ones(1))

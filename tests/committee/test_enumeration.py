@@ -17,13 +17,15 @@ MACHINES = [
     (Committee(15, 3), 6, 0.13),
     (Committee(15, 3), 10, 0.185),
     (Committee(5, 3, "full"), 6, 0.24),
+    (Committee(17, output="parity"), 9, 0.10),
     (Committee(15, 3, output="parity"), 6, 0.06),
+    (Committee(5, 3, "full", output="parity"), 5, 0.12),
     (Committee(14, 2, output="parity"), 6, 0.105),
     (Committee(7, 2, "full", output="parity"), 5, 0.12),
     (Committee(12, 4, output="parity"), 5, 0.10),
     (Committee(3, 4, "full", output="parity"), 4, 0.175),
 ]
-QUICK = (0, 3, 7)
+QUICK = (0, 3, 9)
 
 
 def solve(model, num_patterns, num_instances, node):

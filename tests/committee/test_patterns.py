@@ -49,6 +49,18 @@ def test_binarize_by_the_images_own_median_and_by_given_thresholds():
     np.testing.assert_array_equal(jnp.sum(by_pixel, axis=0), 0)
 
 
+def test_binarize_splits_pixels_that_equal_the_median():
+    """Black backgrounds: half of each image is +1 however many of its pixels are alike."""
+    images = np.zeros((3, 5, 6))
+    images[0, :2] = 1.0
+    images[1, :4] = 1.0
+    own = np.asarray(binarize(images))
+    np.testing.assert_array_equal(np.sum(own, axis=1), 0)
+    # What is brighter than the median stays bright, what is darker dark.
+    assert np.all(own[0, :12] == 1)
+    assert np.all(own[1, 24:] == -1)
+
+
 def test_two_classes_are_balanced_and_drawn_without_replacement():
     patterns = jnp.arange(100.0)[:, None]
     classes = np.arange(100) % 10
@@ -84,6 +96,7 @@ def test_shuffling_keeps_biases_and_destroys_correlations():
             "distribution must be of.*'cauchy'",
         ),
         (lambda: binarize(jnp.ones(3)), r"images .*got \(3,\)"),
+        (lambda: binarize(jnp.full((3, 2), jnp.nan)), "images.*nan"),
         (lambda: binarize(jnp.ones((3, 2)), jnp.ones(3)), r"thresholds must.*\(2,\), got \(3,\)"),
         (
             lambda: two_classes(jnp.ones((4, 1)), np.array([0, 0, 1, 1]), (0, 1), 3, 0),
