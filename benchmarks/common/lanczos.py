@@ -1,14 +1,14 @@
 """The same Lanczos process by this library, by bare products, and by the packages users know.
 
-Each candidate is a function without arguments that prepares a network of 235,146 parameters and
-2,048 examples, and answers the call to be timed: from weights and data to Ritz values. All start
-at random vectors of their own.
+Each candidate is a function of a `Task` that prepares its network and examples, and answers the
+call to be timed: from weights and data to Ritz values. All start at random vectors of their own.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -29,44 +29,78 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Call = Callable[[], Any]
 
-STEPS = 80
-EXAMPLES = 2048
-IMAGE_SHAPE = (28, 28, 1)
 # Ritz values this near to the largest one, relatively, are copies of it.
 SAME = 1e-3
-NETWORK = Network(Dense((256, 128), 10, 0.0), IMAGE_SHAPE)
+IMAGE_SHAPE = (28, 28, 1)
 
 
-def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Mean cross entropy."""
-    logits = NETWORK.logits(params, {}, batch[0])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+@dataclass(frozen=True)
+class Task:
+    """A classifier of normal images, and the Lanczos steps to take on its Hessian.
+
+    Attributes:
+      widths: units of the hidden layers.
+      examples: images, in ten classes that a random linear map gives them.
+      steps: of the Lanczos process.
+    """
+
+    widths: tuple[int, ...]
+    examples: int
+    steps: int
+
+    def __str__(self) -> str:
+        """As the title of a table has it."""
+        count = self.network.num_parameters()
+        return f"{count:,} parameters, {self.examples:,} examples, {self.steps} steps"
+
+    @property
+    def network(self) -> Network:
+        """The network, without dropout."""
+        return Network(Dense(self.widths, 10, 0.0), IMAGE_SHAPE)
+
+    def loss(self, params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Mean cross entropy."""
+        logits = self.network.logits(params, {}, batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def error(self, params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Share of the examples got wrong."""
+        wrong = jnp.argmax(self.network.logits(params, {}, batch[0]), axis=-1) != batch[1]
+        return wrong.astype(jnp.float32).mean()
+
+    def problem(self) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        """Fresh weights, and the data."""
+        params, _ = jax.jit(self.network.init)(jax.random.key(0))
+        image_key, teacher_key = jax.random.split(jax.random.key(1))
+        images = jax.random.normal(image_key, (self.examples, *IMAGE_SHAPE))
+        teacher = jax.random.normal(teacher_key, (int(np.prod(IMAGE_SHAPE)), 10))
+        labels = jnp.argmax(images.reshape(self.examples, -1) @ teacher, axis=1)
+        return params, (images, labels)
 
 
-def problem() -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """Fresh weights; normal images in classes that a random linear map gives them."""
-    params, _ = jax.jit(NETWORK.init)(jax.random.key(0))
-    image_key, teacher_key = jax.random.split(jax.random.key(1))
-    images = jax.random.normal(image_key, (EXAMPLES, *IMAGE_SHAPE))
-    teacher = jax.random.normal(teacher_key, (int(np.prod(IMAGE_SHAPE)), 10))
-    return params, (images, jnp.argmax(images.reshape(EXAMPLES, -1) @ teacher, axis=1))
+SMALL = Task((256, 128), 2048, 80)
 
 
-def entropix_lanczos() -> Call:
+def entropix_lanczos(task: Task) -> Call:
     """This library's: linearized once, all vectors re-orthogonalized."""
-    params, data = problem()
+    params, data = task.problem()
     start = optax.tree.random_like(jax.random.key(2), params)
 
     def call() -> NDArray[Any]:
-        result = lanczos(hessian(loss, params, data), start, STEPS)
+        result = lanczos(hessian(task.loss, params, data), start, task.steps)
         return ritz_values(result.diagonal, result.off_diagonal)
 
     return call
 
 
-def bare_products() -> Call:
-    """The floor: as many products of the same operator, each of the unit vector before it."""
-    params, data = problem()
+def bare_products(task: Task, count: int | None = None) -> Call:
+    """The floor: products of the same operator, each of the unit vector before it.
+
+    Args:
+      task: network and data.
+      count: of the products. Default the task's steps.
+    """
+    params, data = task.problem()
     start = optax.tree.random_like(jax.random.key(2), params)
 
     @jax.jit
@@ -76,66 +110,66 @@ def bare_products() -> Call:
             norm = optax.tree.norm(image)
             return jax.tree.map(lambda leaf: leaf / norm, image), None
 
-        return jax.lax.scan(one, vector, None, length=STEPS)[0]
+        return jax.lax.scan(one, vector, None, length=count or task.steps)[0]
 
-    return lambda: products(hessian(loss, params, data), start)
+    return lambda: products(hessian(task.loss, params, data), start)
 
 
-def matfree() -> Call:
+def matfree(task: Task) -> Call:
     """Matfree's tridiag_sym with full re-orthogonalization, in one compiled program."""
     from matfree.decomp import tridiag_sym
 
-    params, data = problem()
+    params, data = task.problem()
     vector, unravel = ravel_pytree(params)
     start = jax.random.normal(jax.random.key(2), vector.shape)
-    decompose = tridiag_sym(STEPS, materialize=False)
+    decompose = tridiag_sym(task.steps, materialize=False)
 
     def product(v: jax.Array, params: Any, data: Any) -> jax.Array:
-        gradient = jax.grad(lambda weights: loss(weights, data))
+        gradient = jax.grad(lambda weights: task.loss(weights, data))
         return ravel_pytree(jax.jvp(gradient, (params,), (unravel(v),))[1])[0]
 
     program = jax.jit(lambda start, params, data: decompose(product, start, params, data).J_small)
     return lambda: ritz_values(*program(start, params, data))
 
 
-def pyhessian() -> Call:
+def pyhessian(task: Task) -> Call:
     """PyHessian's density with one probe."""
     from pyhessian import hessian
 
-    model, criterion, data = torch_problem()
+    model, criterion, data = torch_problem(task)
 
     def call() -> NDArray[Any]:
         with eig_of_old_torch(), warnings.catch_warnings():
             # That its gradients keep their graph alive; they are let go below.
             warnings.simplefilter("ignore", UserWarning)
-            nodes, _ = hessian(model, criterion, data=data, cuda=False).density(STEPS, n_v=1)
+            nodes, _ = hessian(model, criterion, data=data, cuda=False).density(task.steps, n_v=1)
         model.zero_grad(set_to_none=True)
         return np.sort(np.asarray(nodes[0]))
 
     return call
 
 
-def curvlinops() -> Call:
+def curvlinops(task: Task) -> Call:
     """curvlinops' fast_lanczos, which does not re-orthogonalize."""
     from curvlinops import HessianLinearOperator
     from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
-    model, criterion, data = torch_problem()
+    model, criterion, data = torch_problem(task)
 
     def call() -> NDArray[Any]:
         operator = HessianLinearOperator(
             model, criterion, list(model.parameters()), [data], check_deterministic=False
         )
-        return np.asarray(fast_lanczos(operator, STEPS)[0])
+        return np.asarray(fast_lanczos(operator, task.steps)[0])
 
     return call
 
 
-def torch_problem() -> tuple[Any, Any, Any]:
-    """The network, loss and data of `problem` in torch."""
+def torch_problem(task: Task) -> tuple[Any, Any, Any]:
+    """The network, loss and data of the task in torch."""
     import torch
 
-    params, (images, labels) = problem()
+    params, (images, labels) = task.problem()
     layers: list[Any] = [torch.nn.Flatten()]
     for layer in params.values():
         rows, columns = layer["kernel"].shape
@@ -177,7 +211,7 @@ def describe_largest(ritz_values: NDArray[Any]) -> str:
 
 
 # The packages that each peer needs, and the peer.
-PEERS: dict[str, tuple[tuple[str, ...], Callable[[], Call]]] = {
+PEERS: dict[str, tuple[tuple[str, ...], Callable[[Task], Call]]] = {
     "matfree": (("matfree",), matfree),
     "PyHessian": (("torch", "pyhessian"), pyhessian),
     "curvlinops": (("torch", "curvlinops"), curvlinops),

@@ -1,14 +1,15 @@
 """What curvature costs beside the packages that users know, those that are installed."""
 
+import functools
 import importlib.util
 
 from benchmarks.common import lanczos
-from benchmarks.common.lanczos import EXAMPLES, PEERS, STEPS
+from benchmarks.common.lanczos import PEERS, SMALL
 from benchmarks.common.peak_memory import peak_memory
 from benchmarks.common.timing import Figure, figure, not_measured, time_rounds
 
 OURS = "lanczos"
-SECTION = f"Hessian, {STEPS} Lanczos steps, {EXAMPLES} examples"
+SECTION = f"Hessian by Lanczos: {SMALL}"
 
 
 def measure(rounds: int) -> list[Figure]:
@@ -18,7 +19,8 @@ def measure(rounds: int) -> list[Figure]:
         for name, (packages, build) in PEERS.items()
         if all(importlib.util.find_spec(package) for package in packages)
     }
-    builders = {OURS: lanczos.entropix_lanczos, **installed} if installed else {}
+    candidates = {OURS: lanczos.entropix_lanczos, **installed} if installed else {}
+    builders = {name: functools.partial(build, SMALL) for name, build in candidates.items()}
     memory = {name: peak_memory(build) for name, build in builders.items()}
     calls = {name: build() for name, build in builders.items()}
     largest = {name: lanczos.describe_largest(call()) for name, call in calls.items()}

@@ -6,9 +6,13 @@ from typing import Annotated
 from benchmarks.common.figures import present
 from benchmarks.common.options import Among, FolderOptions, Within
 from benchmarks.common.run_folder import open_folder
-from benchmarks.peers import curvature, steps
+from benchmarks.peers import curvature, steps, workers
 
-SECTIONS = {"steps": steps.measure, "curvature": curvature.measure}
+SECTIONS = {
+    "steps": steps.measure,
+    "workers": workers.measure,
+    "curvature": curvature.measure,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +20,7 @@ class Peers(FolderOptions):
     """Measure the same work by this library and by others, each figure a ratio of one run."""
 
     sections: Annotated[tuple[str, ...], Among("section", lambda: SECTIONS)] = tuple(SECTIONS)
-    """Training steps, curvature, or both."""
+    """Training steps, workers of local SGD, curvature."""
     rounds: Annotated[int, Within(2)] = 9
     """How often each candidate is run; the ratio is the median over the rounds."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import entropix
-from benchmarks.common.lanczos import EXAMPLES, loss, problem
+from benchmarks.common.lanczos import SMALL
 from benchmarks.common.timing import Figure, figure, time_rounds
 
 BATCH = 128
@@ -44,15 +44,15 @@ class Training:
 
     def __init__(self, tx: optax.GradientTransformation) -> None:
         """Compiles nothing yet."""
-        params, (images, labels) = problem()
+        params, (images, labels) = SMALL.problem()
         self._batches = [
             (images[start : start + BATCH], labels[start : start + BATCH])
-            for start in range(0, EXAMPLES - BATCH + 1, BATCH)
+            for start in range(0, SMALL.examples - BATCH + 1, BATCH)
         ]
         self.gradients = 0
 
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
+            updates, state = tx.update(jax.grad(SMALL.loss)(params, batch), state, params)
             return optax.apply_updates(params, updates), state
 
         self._step = jax.jit(step, donate_argnums=(0, 1))
@@ -70,8 +70,8 @@ class Training:
         params, state = self._carry
         if optax.tree.get(state, "ScheduleFreeState") is not None:
             params = optax.contrib.schedule_free_eval_params(state, params)
-        _, data = problem()
-        return float(loss(entropix.eval_params(state, params), data))
+        _, data = SMALL.problem()
+        return float(SMALL.loss(entropix.eval_params(state, params), data))
 
 
 def measure(rounds: int) -> list[Figure]:

@@ -1,6 +1,7 @@
 """The speed table: quotients of rounds, the JSON, and what is refused."""
 
 import functools
+import importlib.util
 import itertools
 import json
 
@@ -12,8 +13,8 @@ from benchmarks.common import figures, lanczos, timing
 from benchmarks.common.memory import keep_freed_memory
 from benchmarks.common.options import UsageError
 from benchmarks.common.peak_memory import peak_memory
-from benchmarks.peers import curvature, steps
-from benchmarks.speed import main
+from benchmarks.peers import curvature, steps, workers
+from benchmarks.speed import flatness, main
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_memory_is_kept_where_glibc_is():
 def test_a_peer_that_is_not_installed_is_named(clock, monkeypatch, capsys):
     def fake(seconds):
         run = clock(seconds)
-        return lambda: lambda: run() or np.array([1.0, 2.0])
+        return lambda task: lambda: run() or np.array([1.0, 2.0])
 
     monkeypatch.setattr(curvature, "peak_memory", lambda build: 3 * 2**20)
     monkeypatch.setattr(lanczos, "entropix_lanczos", fake(3.0))
@@ -102,15 +103,14 @@ def test_copies_of_the_largest_ritz_value_are_counted():
 @pytest.mark.slow
 # Of the peers' own making.
 @pytest.mark.filterwarnings("ignore")
-def test_candidates_find_the_same_largest_ritz_value(monkeypatch):
-    monkeypatch.setattr(lanczos, "EXAMPLES", 64)
-    monkeypatch.setattr(lanczos, "STEPS", 16)
-    found = [lanczos.entropix_lanczos()()[-1]]
+def test_candidates_find_the_same_largest_ritz_value():
+    task = lanczos.Task((256, 128), 64, 16)
+    found = [lanczos.entropix_lanczos(task)()[-1]]
     for packages, build in lanczos.PEERS.values():
         if all(curvature.importlib.util.find_spec(package) for package in packages):
-            found.append(build()()[-1])
+            found.append(build(task)()[-1])
     np.testing.assert_allclose(found, found[0], rtol=1e-2)
-    vector = lanczos.bare_products()()
+    vector = lanczos.bare_products(task)()
     assert sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(vector)) == pytest.approx(1)
 
 
@@ -121,11 +121,43 @@ def test_peak_memory_is_that_of_the_call():
 
 
 @pytest.mark.slow
+def test_every_estimator_is_measured_against_its_floor():
+    lines = flatness.measure_task(lanczos.Task((8,), 32, 4), rounds=2)
+    assert {line.name for line in lines} == {
+        "spectrum", "lanczos", "eigenvalues, k = 5", "local_energy",
+    }  # fmt: skip
+    assert all(line.ratio > 0 for line in lines)
+    assert int(lines[2].reference.split()[0]) > 5
+
+
+@pytest.mark.slow
+# Of torch's own making.
+@pytest.mark.filterwarnings("ignore")
+def test_workers_of_torch_go_where_ours_go(monkeypatch):
+    task = lanczos.Task((32,), 256, 80)
+    monkeypatch.setattr(workers, "SMALL", task)
+    ours = workers.Ours()
+    at_start = ours.loss()
+    assert at_start == pytest.approx(float(task.loss(*task.problem())))
+    for _ in range(3):
+        ours()
+    assert ours.loss() < at_start / 2
+    if importlib.util.find_spec("torch") is None:
+        (line,) = workers.measure(2)
+        assert "needs torch" in line.note
+        return
+    peer = workers.Torch()
+    for _ in range(3):
+        peer()
+    assert peer.loss() == pytest.approx(ours.loss(), rel=1e-2)
+
+
+@pytest.mark.slow
 def test_every_optimizer_of_the_table_trains(monkeypatch):
-    monkeypatch.setattr(lanczos, "EXAMPLES", 256)
-    monkeypatch.setattr(steps, "EXAMPLES", 256)
+    task = lanczos.Task((256, 128), 256, 80)
+    monkeypatch.setattr(steps, "SMALL", task)
     lines = steps.measure(2)
     assert {line.name for line in lines} == set(steps.optimizers()) - {steps.REFERENCE}
-    at_start = float(lanczos.loss(*lanczos.problem()))
+    at_start = float(task.loss(*task.problem()))
     for line in lines:
         assert float(line.note.split()[1]) < 0.9 * at_start, line.note
