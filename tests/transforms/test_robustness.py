@@ -39,6 +39,35 @@ def test_what_is_compiled_for_many_leaves_is_linear():
     assert operations_per_leaf(800) < 1.1 * operations_per_leaf(100)
 
 
+LOOPED = {
+    "entropy_sgd": lambda: entropix.entropy_sgd(inner_steps=3, noise=0),
+    "diloco": lambda: entropix.diloco(optax.sgd(0.1, momentum=0.9), inner_steps=3),
+}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_loops_carry_few_leaves_only(name):
+    """XLA takes time quadratic in the arrays of a loop to find out what may stay in place."""
+    tx = LOOPED[name]()
+
+    def loops(num_leaves):
+        params = [jnp.ones(2)] * num_leaves
+        text = jax.jit(tx.update).lower(params, tx.init(params), params).as_text()
+        return text.count("stablehlo.while")
+
+    assert loops(2) > 0
+    assert loops(100) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOOPED)
+def test_many_leaves_are_one_vector_in_pieces(name):
+    x = jnp.linspace(-1.0, 1.0, 300)
+    whole, _ = jax.jit(lambda x: run(LOOPED[name](), x, 10))(x)
+    pieces, _ = jax.jit(lambda x: run(LOOPED[name](), jnp.split(x, 100), 10))(x)
+    np.testing.assert_allclose(jnp.concatenate(pieces), whole, rtol=1e-6, atol=1e-7)
+
+
 def test_the_mean_of_large_replicas_is_finite():
     x = jnp.array([[2e38, 1.0], [3e38, 3.0]])
     assert jnp.all(jnp.isfinite(entropix.eval_params((), x, axis=0)))
