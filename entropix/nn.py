@@ -78,7 +78,9 @@ def recompute_batch_stats(
         total = jax.tree.map(lambda t, s, size=size: t + size * s, total, shown)
         examples += size
     if kept is None:
-        raise ValueError("batches must yield at least one batch, got none")
+        raise ValueError(
+            "batches must yield at least one batch, to recompute batch statistics on, got none"
+        )
     for path, statistics in jax.tree.leaves_with_path(total):
         if not bool(jnp.all(jnp.isfinite(statistics))):
             where = jax.tree_util.keystr(path)

@@ -94,7 +94,7 @@ def test_batch_stats_are_the_weighted_average_over_batches(momentum, size):
 
 
 def test_batch_stats_errors():
-    with pytest.raises(ValueError, match="batches must yield at least one batch, got none"):
+    with pytest.raises(ValueError, match=r"batches must yield at least one batch, .*got none"):
         recompute_batch_stats(lambda s, b: s, {"mean": jnp.zeros(2)}, [])
     with pytest.raises(ValueError, match=r"apply must return .* got m = 1.0 at \['count'\]"):
         recompute_batch_stats(

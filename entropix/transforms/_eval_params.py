@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
@@ -34,7 +35,7 @@ def eval_params(
     are to be recomputed on data, by `entropix.nn.recompute_batch_stats`.
 
     Args:
-      opt_state: the state of any optimizer.
+      opt_state: the state of any optimizer, of JAX's arrays or NumPy's.
       params: the parameters that the training loop holds.
       axis: the axis of every leaf along which replicas are stacked, to take their center. Default
         None: the replicas stay apart.
@@ -64,6 +65,11 @@ def eval_params(
       Chaudhari et al., Entropy-SGD, ICLR 2017, Algorithm 1: the x of its last line; Pittorino et
       al., Entropic gradient descent algorithms and wide flat minima, ICLR 2021: the center.
     """
+    # As `Plan.collect` brings them to the host.
+    opt_state, params = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf,
+        (opt_state, params),
+    )
     params = _anchored(opt_state, params)
     if axis is None and axis_name is None:
         return params

@@ -52,6 +52,7 @@ def test_sizes_of_the_papers(name, shape, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     network = Network(Dense((32,), 10, 0.5), (4, 4, 1))
     params, stats = jax.jit(network.init)(jax.random.key(0))

@@ -127,10 +127,8 @@ def train(name, trials, together=False, gradients=GRADIENTS):
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *chunks)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "sgd" else pytest.param(name, marks=pytest.mark.slow) for name in QUICK],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
 def test_trials_of_one_program_equal_training_one_at_a_time(name):
     trials = [Trial(values, at) for values in values_of(name) for at in range(2)]
     found = train(name, trials)

@@ -71,6 +71,7 @@ def test_is_belief_propagation_where_inputs_are_many(model, alpha):
     assert jnp.abs(fast.mean).max() > 0.4
 
 
+@pytest.mark.slow
 def test_the_posterior_of_a_small_teacher():
     """Enumerated; the loops that are neglected cost more the more patterns there are."""
     model = Committee(15)
@@ -114,11 +115,12 @@ def test_the_teacher_is_a_typical_solution(model):
     ("model", "instances"),
     [
         (Committee(501), INSTANCES),
-        pytest.param(Committee(2001), 4, marks=pytest.mark.slow),
-        pytest.param(Committee(501, weights="spherical"), INSTANCES, marks=pytest.mark.slow),
-        pytest.param(Committee(501, 3), INSTANCES, marks=pytest.mark.slow),
+        (Committee(2001), 4),
+        (Committee(501, weights="spherical"), INSTANCES),
+        (Committee(501, 3), INSTANCES),
     ],
 )
+@pytest.mark.slow
 def test_follows_state_evolution(model, instances):
     """Iteration by iteration, the mean of some instances."""
     patterns, labels, teachers = taught(model, 0.9, instances)

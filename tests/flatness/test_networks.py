@@ -31,7 +31,6 @@ OTHERS = [
     ("covariance", "lstm", "float64"),
     ("covariance", "attention", "bfloat16"),
 ]
-QUICK = ("hessian", "convolution", "bfloat16")
 # The largest network's: all matrices have room in it, and share the estimators' programs.
 SIZE = 49
 # Programs that run once need not be optimized.
@@ -63,13 +62,8 @@ def measured(name, kind, dtype):
         return np.asarray(compiled_dense(h), np.float64), h.rounding
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "dtype"),
-    [
-        pytest.param(*case, marks=[] if case == QUICK else [pytest.mark.slow])
-        for case in HESSIANS + OTHERS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "dtype"), HESSIANS + OTHERS)
 def test_products_with_all_unit_vectors(name, kind, dtype):
     matrix, rounding = measured(name, kind, dtype)
     exact = networks.matrices(kind)[name]

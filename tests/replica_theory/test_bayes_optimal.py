@@ -43,7 +43,8 @@ def reference(alpha, weights):
     return q, known - qhat * (1 + q) / 2 + alpha * cost
 
 
-@pytest.mark.parametrize("weights", ["binary", pytest.param("spherical", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["binary", "spherical"])
 def test_perceptron_against_scipy(x64, weights):
     theory = bayes_optimal(np.array([0.5, 1.0]), weights=weights)
     for at, alpha in enumerate((0.5, 1.0)):

@@ -51,6 +51,7 @@ def assert_table(table, tolerance, **machine):
     assert not np.any(curve.beyond_capacity)
 
 
+@pytest.mark.slow
 def test_binary_table(x64):
     table = [
         (

@@ -35,7 +35,9 @@ def test_half_line_rule_is_exact_for_what_is_not_smooth_at_zero(spacing, x64):
         np.testing.assert_allclose(mean, erfcx(steepness / np.sqrt(2)), atol=1e-12)
 
 
-@pytest.mark.parametrize("units", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "units", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_symmetric_nodes_integrate_symmetric_functions(units, x64):
     nodes, weights = symmetric_nodes(units, None if units <= 3 else 2**14)
     np.testing.assert_allclose(jnp.sum(weights), 1, rtol=1e-12)

@@ -110,14 +110,15 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("algorithm", "y", "axis"),
     [
-        pytest.param("replicated_adam", 2, "model", marks=pytest.mark.slow),
-        pytest.param("replicated_adam", 4, "data", marks=pytest.mark.slow),
-        pytest.param("elastic_sgd", 4, "model", marks=pytest.mark.slow),
+        ("replicated_adam", 2, "model"),
+        ("replicated_adam", 4, "data"),
+        ("elastic_sgd", 4, "model"),
         # The length of a gap is that over all devices of a replica.
-        pytest.param("pushed", 2, "model", marks=pytest.mark.slow),
+        ("pushed", 2, "model"),
         ("parle", 2, "data"),
     ],
-)  # fmt: skip
+)
+@pytest.mark.slow
 def test_replicas_divided_over_devices(algorithm, y, axis):
     """2 x 4 and 4 x 2: the numbers of one device, an eighth of the state on each device, and a
     coupling that adds up what each device has and gathers nothing."""

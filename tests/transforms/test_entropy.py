@@ -174,3 +174,15 @@ def test_opaque_makes_exactly_inner_steps_gradients():
     jax.block_until_ready(updates)
     jax.effects_barrier()
     assert calls == list(range(6))
+
+
+def test_eval_params_of_what_was_brought_to_the_host():
+    """`Plan.collect` and ``jax.device_get`` answer with arrays of NumPy."""
+    tx = entropix.parle(0.1, inner_learning_rate=0.1, inner_steps=3, axis=0)
+    x = jnp.array([[1.0, 2.0], [3.0, 5.0]])
+    updates, state = tx.update(x, tx.init(x), x)
+    held = optax.apply_updates(x, updates)
+    center = entropix.eval_params(state, held, axis=0)
+    on_host = entropix.eval_params(*jax.device_get((state, held)), axis=0)
+    np.testing.assert_array_equal(on_host, center)
+    np.testing.assert_array_equal(center, [2.0, 3.5])
