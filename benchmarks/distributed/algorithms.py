@@ -63,9 +63,19 @@ def parle(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTrans
     )
 
 
+def diloco(settings: Settings, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
+    """Replicas that train alone and meet by Nesterov's momentum; there is no gamma."""
+    return entropix.diloco(
+        optax.sgd(settings.learning_rate, momentum=settings.momentum, nesterov=True),
+        inner_steps=settings.every,
+        axis_name=axis_name,
+    )
+
+
 # The optimizer of one replica, from the settings and the names of the mapped axes.
 ALGORITHMS: dict[str, Callable[[Settings, tuple[str, ...]], optax.GradientTransformation]] = {
     "replicated_sgd": replicated_sgd,
     "elastic_sgd": elastic_sgd,
     "parle": parle,
+    "diloco": diloco,
 }

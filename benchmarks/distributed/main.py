@@ -53,13 +53,15 @@ class Distributed(ImageOptions, ResumeOptions):
     """Network: mlp, mnistfc, smallconv, lenet or allcnn; for a text gpt_small, gpt_tiny or
     char_lstm."""
     algorithm: Annotated[str, Among("algorithm", lambda: ALGORITHMS)] = "replicated_sgd"
-    """replicated_sgd, elastic_sgd or parle."""
+    """replicated_sgd, elastic_sgd, parle or diloco."""
     replicas: Annotated[int, FREE, POSITIVE] = 4
     """Copies of the network, a multiple of the devices or a divisor of them."""
     devices: Annotated[int | None, FREE, POSITIVE] = None
     """How many devices, over all processes; by default all."""
     backend: Annotated[str, FREE, Among("backend", lambda: get_args(Backend))] = "jit"
     """What maps the step over devices: jit, shard_map or pmap."""
+    fsdp: Annotated[bool, FREE] = False
+    """Divide the weights and the optimizer of each replica over the devices that share it."""
     steps: Annotated[int, FREE, POSITIVE] = 500
     """Updates of each replica."""
     batch_size: Annotated[int, POSITIVE] = 32
@@ -86,6 +88,8 @@ class Distributed(ImageOptions, ResumeOptions):
     """With --coordinator: how many processes."""
     process_id: Annotated[int | None, FREE] = None
     """With --coordinator: which of them this is, from 0."""
+    heartbeat_seconds: Annotated[int, FREE, POSITIVE] = 100
+    """A process that has been silent for so long is named, and the others end."""
 
 
 def run(options: Distributed) -> int:
@@ -93,10 +97,10 @@ def run(options: Distributed) -> int:
     folder = open_folder(options, "distributed")
     join(options)
     tell = say if jax.process_index() == 0 else lambda _: None
-    plan = make_plan(options)
     images = load_for(options, batch_size=options.batch_size, block=MODELS[options.model].block)
     module = MODELS[options.model].build(images.num_classes, MODELS[options.model].dropout)
     network = Network(module, images.example_shape)
+    plan = make_plan(options, network)
     tx = ALGORITHMS[options.algorithm](options, plan.axis_name)
 
     def start(count: int) -> TrainState:
@@ -108,7 +112,7 @@ def run(options: Distributed) -> int:
     record: dict[str, Any] = {"step": 0, "replaced": 0, "losses": [], "layouts": []}
     found = checkpoints.latest(partial(shapes_there, options, plan, start))
     if found is None:
-        state = plan.place(start(options.replicas))
+        state = fresh(options, plan, start)
     else:
         state, record = found
         if record["layouts"][-1]["replicas"] != options.replicas:
@@ -154,13 +158,18 @@ def join(options: Distributed) -> None:
     if any(part is not None for part in by_hand) and any(part is None for part in by_hand):
         raise UsageError("--coordinator, --processes and --process-id go together")
     if options.coordinator is not None:
-        jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
+        jax.distributed.initialize(
+            options.coordinator,
+            options.processes,
+            options.process_id,
+            heartbeat_timeout_seconds=options.heartbeat_seconds,
+        )
     elif options.pod:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=options.heartbeat_seconds)
 
 
-def make_plan(options: Distributed) -> Plan:
-    """The layout asked for."""
+def make_plan(options: Distributed, network: Network | None = None) -> Plan:
+    """The layout asked for; with ``--fsdp`` the network says what is divided."""
     owners = {device.process_index for device in jax.devices()[: options.devices]}
     idle = sorted(set(range(jax.process_count())) - owners)
     if idle:
@@ -173,6 +182,7 @@ def make_plan(options: Distributed) -> Plan:
             options.replicas,
             devices=options.devices,
             backend=options.backend,  # type: ignore[arg-type]
+            model=divided(options, network) if options.fsdp and network is not None else None,
         )
     except ValueError as error:
         raise UsageError(f"--{error}") from None
@@ -182,6 +192,41 @@ def make_plan(options: Distributed) -> Plan:
             f"replica, got {options.batch_size}"
         )
     return plan
+
+
+def fresh(options: Distributed, plan: Plan, start: Any) -> TrainState:
+    """The state at step 0; with ``--fsdp`` no device ever holds a whole replica."""
+    if not options.fsdp:
+        return plan.place(start(options.replicas))
+    shapes = jax.eval_shape(lambda: start(options.replicas))
+    make = jax.jit(lambda: start(options.replicas), out_shardings=plan.shardings(shapes))
+    state: TrainState = make()
+    return state
+
+
+def divided(options: Distributed, network: Network) -> Any:
+    """How fully sharded data parallelism divides each array: along its longest axis that divides.
+
+    Raises:
+      UsageError: no devices share a replica.
+    """
+    devices = len(jax.devices()[: options.devices])
+    shards = devices // options.replicas
+    if shards < 2:
+        raise UsageError(
+            f"--fsdp needs several devices for each replica, got {options.replicas} replicas on "
+            f"{devices} devices"
+        )
+
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: along_longest(leaf, "data", shards), params)
+
+
+def along_longest(leaf: jax.ShapeDtypeStruct, name: str, shards: int) -> P:
+    """The longest axis of an array that so many devices can share, given to them."""
+    axes = [at for at in range(leaf.ndim) if leaf.shape[at] % shards == 0]
+    longest = max(axes, key=lambda at: leaf.shape[at], default=None)
+    return P() if longest is None else P(*(None,) * longest, name)
 
 
 def shapes_there(options: Distributed, plan: Plan, start: Any, record: dict[str, Any]) -> Any:
@@ -197,10 +242,14 @@ def shapes_there(options: Distributed, plan: Plan, start: Any, record: dict[str,
             f"--resume: {options.output} is at step {record['step']}, past --steps {options.steps}"
         )
     shapes = jax.eval_shape(lambda: start(record["layouts"][-1]["replicas"]))
-    everywhere = NamedSharding(Mesh(np.asarray(plan.devices), ("all",)), P())
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes
-    )
+    # With --fsdp no device need hold a replica, whatever layout the checkpoint is of.
+    mesh = Mesh(np.asarray(plan.devices), ("all",))
+
+    def there(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = along_longest(leaf, "all", len(plan.devices)) if options.fsdp else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(there, shapes)
 
 
 def resized(state: TrainState, count: int, seed: int) -> TrainState:

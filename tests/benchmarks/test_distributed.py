@@ -3,7 +3,9 @@
 import functools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.common.checkpoints import Checkpoints
 from benchmarks.common.models import MODELS
@@ -170,6 +173,102 @@ def test_two_processes_end_as_one(alone, tmp_path):
     assert result(tmp_path / "run")["step"] == 21
 
 
+def start(folder, *options):
+    """Two processes with four devices each, which share two replicas."""
+    command = [sys.executable, "-m", "benchmarks", "distributed", *FSDP, *options]
+    command += ["--output", str(folder), "--processes", "2"]
+    command += ["--coordinator", f"localhost:{free_port()}", "--process-id"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [*command, str(at)], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for at in range(2)
+    ]  # fmt: skip
+
+
+FSDP = ["--fsdp", "--algorithm", "diloco", "--batch-size", "16", "--every", "3", "--replicas", "2"]
+FSDP += ["--checkpoint-every", "10", "--learning-rate", "0.03"]
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named_and_the_others_go_on_from_the_last_whole_checkpoint(
+    tmp_path, capsys
+):
+    """FSDP replicas, 2 x 4 in two processes; then one process, a damaged checkpoint, 4 x 2."""
+    folder = tmp_path / "run"
+    processes = start(folder, "--steps", "100000", "--heartbeat-seconds", "15")
+    try:
+        # The third checkpoint begins: two are whole.
+        seen = []
+        while "step 30:" not in (line := processes[0].stdout.readline()):
+            assert line, "".join(seen)
+            seen.append(line)
+        processes[1].send_signal(signal.SIGSTOP)
+        told, _ = processes[0].communicate(timeout=300)
+    finally:
+        for one in processes:
+            one.kill()
+            one.wait()
+            one.stdout.close()
+    assert processes[0].returncode != 0
+    # By its number, alone or behind the name of its job.
+    assert re.search(r"stopped sending heartbeats\):\s*\S*\b1\b", told)
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    steps = sorted(int(name) for name in names if name.isdigit())
+    for path in (folder / f"checkpoints/{steps[-1]}").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    options = Distributed(
+        fsdp=True, algorithm="diloco", batch_size=16, every=3, learning_rate=0.03, replicas=2,
+        checkpoint_every=10, output=folder, resume=True, steps=steps[-1],
+    )  # fmt: skip
+    run(options)
+    assert f"checkpoint of step {steps[-1]} is damaged" in capsys.readouterr().out
+    kept = center(folder)
+    # At the step of the checkpoint nothing is trained.
+    run(replace(options, replicas=4))
+    for name, leaf in center(folder).items():
+        np.testing.assert_allclose(leaf, kept[name], rtol=0, atol=1e-6)
+    assert result(folder)["layouts"][-1] == {"replicas": 4, "devices": 8}
+    run(replace(options, replicas=4, steps=steps[-1] + 10))
+    assert result(folder)["losses"][-1] < 2.3
+
+
+def test_the_patience_of_the_user_is_that_of_the_runtime(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *at, **how: calls.append((at, how)))
+    by_hand = dict(coordinator="localhost:1", processes=2, process_id=1)
+    main.join(replace(SHORT, **by_hand, heartbeat_seconds=7))
+    main.join(replace(SHORT, pod=True, heartbeat_seconds=8))
+    main.join(SHORT)
+    assert calls == [
+        (("localhost:1", 2, 1), {"heartbeat_timeout_seconds": 7}),
+        ((), {"heartbeat_timeout_seconds": 8}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((8, 12), P(None, "x")), ((12, 6), P("x")), ((4,), P("x")), ((6, 3), P()), ((), P())],
+)
+def test_what_is_divided(shape, spec):
+    assert main.along_longest(jax.ShapeDtypeStruct(shape, jnp.float32), "x", 4) == spec
+
+
+@pytest.mark.slow
+def test_fully_sharded_replicas_end_as_whole_ones(tmp_path):
+    """2 x 4, each device with a part; and the same replicas, each whole on two devices."""
+    options = replace(SHORT, algorithm="diloco", replicas=2, learning_rate=0.03)
+    run(replace(options, output=tmp_path / "whole", devices=2))
+    run(replace(options, output=tmp_path / "divided", devices=8, fsdp=True))
+    assert_same_center(tmp_path / "whole", tmp_path / "divided", atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, capsys):
     original = replicas.stack_states
@@ -191,6 +290,7 @@ def test_a_replica_that_diverged_is_replaced_and_counted(tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"fsdp": True}, "--fsdp needs several devices .* got 4 replicas on 2 devices"),
         ({"replicas": 6, "devices": 4}, "got 6 replicas on 4 devices"),
         ({"devices": 99}, "--devices .*got 99"),
         ({"replicas": 2, "devices": 8, "batch_size": 18}, "--batch-size must be a multiple of 4"),
