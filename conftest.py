@@ -44,6 +44,7 @@ SLOW_EXAMPLES = {
     "entropix.replica_theory._cross_entropy.franz_parisi_of_cross_entropy",
     "entropix.replica_theory._franz_parisi.franz_parisi",
     "entropix.replica_theory._robust_ensemble.robust_ensemble",
+    "entropix.scoping._finder.find_gamma",
     "entropix.transforms._elastic_sgd.elastic_sgd",
     "entropix.transforms._entropy_sgd.entropy_adam",
 }

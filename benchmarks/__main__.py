@@ -55,6 +55,18 @@ COMMANDS: dict[str, Command] = {
         "the tuned methods on fresh seeds and the test images, with intervals",
         "1 to 3 minutes",
     ),
+    "defaults": Command(
+        "benchmarks.tuning.defaults",
+        "Defaults",
+        "settings of entropy_sgd beside SGD, only the learning rate chosen",
+        "5 minutes, needs MNIST and Fashion-MNIST",
+    ),
+    "gammas": Command(
+        "benchmarks.tuning.gammas",
+        "Gammas",
+        "the couplings that a range test finds, beside those that tuning chose",
+        "1 minute, needs Fashion-MNIST",
+    ),
     "found": Command(
         "benchmarks.tuning.found",
         "Found",

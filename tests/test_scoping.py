@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import entropix
@@ -132,3 +133,95 @@ def test_replicated_sgd_diverges_above_the_largest_stable_gamma():
     assert spread(1.05) > 10
     parts = scoping.parle_schedules(1, rho_cap=1.5)
     assert float(parts.rho(100)) == 1.5
+
+
+def settled(curvature, share=0.5, **test):
+    """The coupling found on a parabola by a loop that has settled."""
+    make = lambda gamma: entropix.entropy_sgd(
+        inner_learning_rate=0.02, inner_steps=300, gamma=gamma, noise=0.0, ema_decay=0.75
+    )
+    grad_fn = lambda x, batch: curvature * x
+    return scoping.find_gamma(
+        make, grad_fn, jnp.array([1.0, -2.0]), jnp.zeros(300), share=share, **test
+    )
+
+
+@pytest.mark.slow
+def test_half_of_the_way_to_the_minimum_is_at_the_curvature():
+    found = settled(0.7)
+    assert found.gamma == pytest.approx(0.7, rel=1e-3)
+    np.testing.assert_allclose(found.ways[:10], 0.7 / (0.7 + found.gammas[:10]), rtol=1e-3)
+    np.testing.assert_allclose(found.gammas, np.geomspace(1e-4, 1e2, 13), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_other_curvatures_shares_and_ranges():
+    assert settled(5.0).gamma == pytest.approx(5.0, rel=1e-3)
+    # h / (h + gamma) = 1 / 5 at 4 h.
+    assert settled(0.7, share=0.2).gamma == pytest.approx(2.8, rel=1e-3)
+    few = settled(0.7, low=0.01, high=10.0, num_gammas=4)
+    assert few.gamma == pytest.approx(0.7, rel=1e-3)
+    assert np.isnan(settled(0.7, low=1.0).gamma)
+    assert np.isnan(settled(0.7, high=0.1).gamma)
+
+
+@pytest.mark.slow
+def test_a_loop_too_short_to_settle_knows_its_own_length():
+    """On a slope the way is (1 - exp(-gamma t)) / gamma: one half of t at gamma = 1.594 / t."""
+    steps, rate = 400, 1e-2
+    for momentum in (None, 0.9):
+        make = lambda gamma, momentum=momentum: entropix.entropy_descent(
+            optax.sgd(1.0),
+            optax.sgd(rate, momentum=momentum),
+            inner_steps=steps, gamma=gamma, ema_decay=0.0,
+        )  # fmt: skip
+        found = scoping.find_gamma(
+            make, lambda x, batch: jnp.ones(3), jnp.zeros(3), jnp.zeros(steps), num_gammas=40
+        )
+        time = rate * steps / (1 - (momentum or 0.0))
+        # The velocity takes 1 / (1 - m) steps to grow.
+        assert found.gamma == pytest.approx(1.594 / time, rel=0.02 if momentum is None else 0.06)
+
+
+@pytest.mark.slow
+def test_replicas_that_always_disagree_are_held_back_by_half_at_the_curvature():
+    targets = jax.random.normal(jax.random.key(0), (3, 5))
+    found = scoping.find_gamma(
+        lambda gamma: entropix.replicated_sgd(0.05, gamma=gamma, every=2, axis=0),
+        lambda x, target: 0.8 * (x - target),
+        jnp.zeros((3, 5)),
+        jnp.broadcast_to(targets, (400, 3, 5)),
+        high=1.0, axis=0,
+    )  # fmt: skip
+    # Coupled at every other step with twice the strength, and evaluated in between.
+    assert found.gamma == pytest.approx(0.8, rel=0.05)
+
+
+@pytest.mark.slow
+def test_replicas_whose_gradients_are_noise_are_held_back_by_half_at_three_times_the_curvature():
+    noise = jax.random.normal(jax.random.key(0), (1200, 2, 1000))
+    found = scoping.find_gamma(
+        lambda gamma: entropix.replicated_sgd(0.01, gamma=gamma, every=1, momentum=None, axis=1),
+        lambda x, z: 0.5 * x + z,
+        jnp.zeros((1000, 2)),
+        noise,
+        low=0.1, high=10.0, num_gammas=5, axis=1,
+    )  # fmt: skip
+    # The variance is 1 / (1 - (1 - eta (h + gamma))^2) in units of eta^2.
+    assert found.gamma == pytest.approx(1.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("named", "error", "message"),
+    [
+        ({"share": 0.0}, ValueError, "share .*> 0 and < 1.*got 0"),
+        ({"share": 1.0}, ValueError, "share .*> 0 and < 1.*got 1"),
+        ({"low": 0.0}, ValueError, "low .*> 0.*got 0"),
+        ({"low": 1.0, "high": 0.5}, ValueError, "high .*> 1.*got 0.5"),
+        ({"num_gammas": 1}, ValueError, "num_gammas .*>= 2.*got 1"),
+        ({"num_gammas": 2.0}, TypeError, "num_gammas .*>= 2.*got 2.0"),
+    ],
+)
+def test_bad_input_of_the_finder(named, error, message):
+    with pytest.raises(error, match=message):
+        settled(1.0, **named)

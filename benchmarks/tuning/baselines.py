@@ -7,6 +7,7 @@ from optax import contrib
 import entropix
 from benchmarks.common.baselines import average_of, averaged, by_weights
 from benchmarks.tuning.contenders import (
+    MOMENTUM,
     SHARED,
     SHARED_ADAM,
     WARMUP,
@@ -17,6 +18,7 @@ from benchmarks.tuning.contenders import (
     schedule,
     weight_decay,
 )
+from benchmarks.tuning.ivon import ivon, mean_of
 from benchmarks.tuning.space import Choice, Linear, Log, Range
 
 # Adam's learning rate, for what is no matrix, over that of Muon.
@@ -55,6 +57,11 @@ def muon_ema(values: Values, run: Run) -> optax.GradientTransformation:
     return exponentially_averaged(muon(values, run), values, run)
 
 
+def adamw_ema(values: Values, run: Run) -> optax.GradientTransformation:
+    """AdamW and the exponential average of its weights."""
+    return exponentially_averaged(adamw(values, run), values, run)
+
+
 def exponentially_averaged(
     tx: optax.GradientTransformation, values: Values, run: Run
 ) -> optax.GradientTransformation:
@@ -65,8 +72,38 @@ def exponentially_averaged(
 
 def sgd_swa(values: Values, run: Run) -> optax.GradientTransformation:
     """SGD and the plain average of its last weights."""
+    return plainly_averaged(sgd(values, run), values, run)
+
+
+def adamw_swa(values: Values, run: Run) -> optax.GradientTransformation:
+    """AdamW and the plain average of its last weights."""
+    return plainly_averaged(adamw(values, run), values, run)
+
+
+def muon_swa(values: Values, run: Run) -> optax.GradientTransformation:
+    """Muon and the plain average of its last weights."""
+    return plainly_averaged(muon(values, run), values, run)
+
+
+def plainly_averaged(
+    tx: optax.GradientTransformation, values: Values, run: Run
+) -> optax.GradientTransformation:
+    """An optimizer that also averages its weights from some step on."""
     start = jnp.round(values["start"] * run.updates)
-    return averaged(sgd(values, run), lambda step: 1 / jnp.maximum(step - start + 1.0, 1.0))
+    return averaged(tx, lambda step: 1 / jnp.maximum(step - start + 1.0, 1.0))
+
+
+def variational(values: Values, run: Run) -> optax.GradientTransformation:
+    """IVON; the decay of the others is the precision of its prior."""
+    return ivon(
+        schedule(values, run.updates),
+        size=values["size"],
+        curvature=values["curvature"],
+        decay=weight_decay(values, run.updates),
+        b1=MOMENTUM,
+        curvature_rate=values["curvature_rate"],
+        key=run.key,
+    )
 
 
 def schedule_free(values: Values, run: Run) -> optax.GradientTransformation:
@@ -102,6 +139,9 @@ def asam(values: Values, run: Run) -> optax.GradientTransformation:
     return contrib.sam(descent(values, run.updates // 2), ascent, sync_period=2)
 
 
+SHARED_MUON: dict[str, Range] = {**SHARED, "learning_rate": Log(1e-3, 0.3)}
+EMA: dict[str, Range] = {"horizon": Log(0.01, 0.5)}
+SWA: dict[str, Range] = {"start": Linear(0.25, 0.95)}
 FREE: dict[str, Range] = {name: one for name, one in SHARED.items() if name != "cosine"}
 
 BASELINES: dict[str, Contender] = {
@@ -110,25 +150,56 @@ BASELINES: dict[str, Contender] = {
     "muon": Contender(
         "Muon: orthogonalized momentum on matrices, Adam on the rest",
         muon,
-        {**SHARED, "learning_rate": Log(1e-3, 0.3)},
-    ),
-    "muon_ema": Contender(
-        "Muon, evaluated at the exponential average of its weights",
-        muon_ema,
-        {**SHARED, "learning_rate": Log(1e-3, 0.3), "horizon": Log(0.01, 0.5)},
-        weights=average_of,
+        SHARED_MUON,
     ),
     "sgd_ema": Contender(
         "SGD, evaluated at the exponential average of its weights",
         sgd_ema,
-        {**SHARED, "horizon": Log(0.01, 0.5)},
+        {**SHARED, **EMA},
+        weights=average_of,
+    ),
+    "adamw_ema": Contender(
+        "AdamW, evaluated at the exponential average of its weights",
+        adamw_ema,
+        {**SHARED_ADAM, **EMA},
+        weights=average_of,
+    ),
+    "muon_ema": Contender(
+        "Muon, evaluated at the exponential average of its weights",
+        muon_ema,
+        {**SHARED_MUON, **EMA},
         weights=average_of,
     ),
     "sgd_swa": Contender(
         "SGD, evaluated at the plain average of its last weights (SWA)",
         sgd_swa,
-        {**SHARED, "start": Linear(0.25, 0.95)},
+        {**SHARED, **SWA},
         weights=average_of,
+    ),
+    "adamw_swa": Contender(
+        "AdamW, evaluated at the plain average of its last weights (SWA)",
+        adamw_swa,
+        {**SHARED_ADAM, **SWA},
+        weights=average_of,
+    ),
+    "muon_swa": Contender(
+        "Muon, evaluated at the plain average of its last weights (SWA)",
+        muon_swa,
+        {**SHARED_MUON, **SWA},
+        weights=average_of,
+    ),
+    # Its average of gradients weighs a new one by 0.1, where the momentum of the others has 1.
+    "ivon": Contender(
+        "IVON, variational online Newton, evaluated at the mean",
+        variational,
+        {
+            **SHARED,
+            "learning_rate": Log(2e-2, 6.0),
+            "size": Log(1e3, 1e6),
+            "curvature": Log(0.01, 1.0),
+            "curvature_rate": Log(1e-5, 1e-2),
+        },
+        weights=mean_of,
     ),
     "lookahead": Contender(
         "Lookahead around SGD, evaluated at the slow weights",

@@ -9,7 +9,7 @@ import optax
 
 import entropix
 from benchmarks.common.family import kernels
-from benchmarks.tuning.baselines import BASELINES, muon, sgd
+from benchmarks.tuning.baselines import BASELINES, SHARED_MUON, muon, sgd
 from benchmarks.tuning.contenders import (
     MOMENTUM,
     SHARED,
@@ -234,7 +234,7 @@ ENTROPIC: dict[str, Contender] = {
     "entropy_muon": Contender(
         "local entropy with Muon in the inner loop",
         entropy_muon,
-        {**SHARED, "learning_rate": Log(1e-3, 0.3), **LOOP},
+        {**SHARED_MUON, **LOOP},
         entropic=True,
     ),
     "entropy_adam": Contender(

@@ -1,6 +1,7 @@
 """`python -m benchmarks found`: writes docs/what_we_found.md from the recorded tables."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +9,18 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common.report import ROOMS, templates
-from benchmarks.common.run_folder import RESULTS, Results, write_text
+from benchmarks.common.run_folder import RESULTS, Results, read_results, write_text
 from benchmarks.common.terminal import say
+from benchmarks.tuning import defaults
+from benchmarks.tuning import gammas as coupling_test
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.measures import QUANTITIES
 from benchmarks.tuning.report import written
 from benchmarks.tuning.rows import ROWS
 from benchmarks.tuning.search import rank
 from benchmarks.tuning.statistics import (
+    AFTERTHOUGHTS,
+    SEEN_BEFORE,
     best_of,
     correlations,
     differences,
@@ -29,6 +34,7 @@ PAGE = ROOMS.parent / "docs" / "what_we_found.md"
 TEMPLATE = "tuning/what_we_found.md.j2"
 # Below it the pull of Entropy-SGD is weaker than what any recorded winner has; the papers' is 1e-4.
 SMALL_GAMMA = 1e-2
+MUON = ("muon", "muon_ema", "muon_swa")
 # What a reader looks for first.
 NAMED = ("entropy_sgd", "partial_entropy_sgd", "replicated_sgd", "replicated_sgd_y", "parle")
 
@@ -75,6 +81,13 @@ def text() -> str:
             errors=error_table(all_found),
             correlations=correlation_table(all_found),
             afterthought=afterthought_table(all_found),
+            later=", ".join(f"`{name}`" for name in AFTERTHOUGHTS),
+            before=", ".join(ROWS[name].title for name in SEEN_BEFORE),
+            defaults=of_room("defaults", defaults.table),
+            defaults_counts=of_room("defaults", defaults.counts),
+            settings=defaults.SETTINGS,
+            gamma_test=of_room("gammas", coupling_test.table),
+            budgets=budget_table(),
             winners=winner_table(all_found),
             gammas=gamma_table(all_found),
             missing=pd.DataFrame(
@@ -88,6 +101,37 @@ def text() -> str:
         ).strip()
         + "\n"
     )
+
+
+def budget_table() -> pd.DataFrame:
+    """Test errors of the rows that were tuned again at other budgets: methods across."""
+    rows = []
+    for name, row in ROWS.items():
+        folders = sorted(
+            (ROOMS / "results").glob(f"tuned-{name}-*"),
+            key=lambda one: int(one.name.split("-")[-1]),
+        )
+        for folder in folders:
+            found = read_results(folder)
+            assert found is not None, folder
+            groups = table_of(found)["error"].groupby("method")
+            mean, error = groups.mean(), groups.sem()
+            change = differences(found, "sgd")["entropy_sgd"]
+            rows.append(
+                {"row": row.title, "gradients": f"{found['row']['gradients']:,}"}
+                | {
+                    f"{method} %": f"{100 * mean[method]:.2f} ± {100 * error[method]:.2f}"
+                    for method in found["methods"]
+                }
+                | {"entropy_sgd - sgd (95 %)": f"{written(change)}, {word(change)}"}
+            )
+    return pd.DataFrame(rows)
+
+
+def of_room(name: str, show: Callable[[Results], Any]) -> Any:
+    """What another command has recorded, shown; None where it has not."""
+    found = read_results(ROOMS / "results" / name)
+    return None if found is None else show(found)
 
 
 def verdict_table(all_found: list[Results]) -> pd.DataFrame:
@@ -150,12 +194,12 @@ def error_table(all_found: list[Results]) -> pd.DataFrame:
 
 
 def afterthought_table(all_found: list[Results]) -> pd.DataFrame:
-    """Local entropy around Muon against Muon, whose average counts as Muon too."""
+    """Local entropy around Muon against Muon, whose averages count as Muon too."""
     rows = []
     for found in all_found:
         if "entropy_muon" not in found["tuned"]:
             continue
-        rival = best_of(found, ("muon", "muon_ema"))
+        rival = best_of(found, [one for one in MUON if one in found["tuned"]])
         change = differences(found, rival)["entropy_muon"]
         mean = table_of(found)["error"].groupby("method").mean()
         rows.append(

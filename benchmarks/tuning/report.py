@@ -20,6 +20,8 @@ from benchmarks.tuning.measures import (
 )
 from benchmarks.tuning.scores import CALIBRATION_BINS, INPUT_NOISE
 from benchmarks.tuning.statistics import (
+    AFTERTHOUGHTS,
+    SEEN_BEFORE,
     best_baseline,
     correlations,
     differences,
@@ -37,6 +39,8 @@ def write(folder: Path, found: Results) -> None:
         .render(
             found=found,
             row=found["row"],
+            later=[f"`{name}`" for name in AFTERTHOUGHTS if name in found["tuned"]]
+            * (found["name"] in SEEN_BEFORE),
             plan=found["plan"],
             sentence=sentence(found),
             errors=error_table(found),

@@ -8,6 +8,7 @@ A schedule is a function of the step, as in Optax: of the outer step in `entropi
 the number of updates in `entropix.couple_replicas`. With ``cap`` the value never exceeds it.
 """
 
+from entropix.scoping._finder import GammaRange, find_gamma
 from entropix.scoping._schedules import (
     ParleSchedules,
     cosine,
@@ -28,11 +29,13 @@ from entropix.scoping._units import (
 )
 
 __all__ = [
+    "GammaRange",
     "ParleSchedules",
     "automatic",
     "cosine",
     "exponential",
     "exponential_to",
+    "find_gamma",
     "from_deep_relaxation",
     "from_easgd",
     "from_entropy_mcmc",

@@ -17,8 +17,8 @@ from benchmarks.common.data import load
 from benchmarks.common.intervals import interval
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
+from benchmarks.tuning import defaults, gammas, rows, search, statistics, training
 from benchmarks.tuning import found as page
-from benchmarks.tuning import rows, search, statistics, training
 from benchmarks.tuning.contenders import Run
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.rows import Row
@@ -436,3 +436,57 @@ def test_the_page_names_every_row():
     for name, row in rows.ROWS.items():
         assert row.title in text, name
         assert (f"`{name}`" in text) == (name not in recorded), name
+
+
+def made_up_settings():
+    """A record as `defaults` writes it: where the rate is constant, kept is a point better."""
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=10)
+    errors = {"sgd": 0.12, "paper": 0.11, "proposed": 0.11, "kept": 0.10}
+    methods = {
+        name + suffix: {"learning_rate": 0.1, "validation": [0.1], "error": list(error + shift)}
+        for at, (name, error) in enumerate(errors.items())
+        for suffix, shift in (("", np.roll(noise, at)), ("_cosine", np.roll(noise, at)))
+    }
+    methods["kept_cosine"]["error"] = list(0.11 + np.roll(noise, 5))
+    return {"rows": {"digits": {"row": {"title": "digits"}, "methods": methods}}}
+
+
+def test_settings_are_compared_seed_by_seed():
+    found = made_up_settings()
+    constant = defaults.differences(found, "digits", "")
+    assert constant["kept - paper"].mean == pytest.approx(-0.01, abs=2e-3)
+    assert [statistics.word(one) for one in constant.values()][2:] == ["wins", "ties", "wins"]
+    assert defaults.counts(found)[-1].startswith("`kept` against `paper`: wins 1, ties 1, loses 0")
+    shown = defaults.table(found)
+    assert shown["learning rate"].tolist() == ["constant", "cosine"]
+    assert float(shown["kept %"][0]) == pytest.approx(10, abs=0.1)
+    assert shown["kept - paper"][0].endswith("wins")
+
+
+@pytest.mark.slow
+def test_a_setting_is_judged_at_the_rate_of_lowest_validation_error(monkeypatch):
+    monkeypatch.setattr(defaults, "RATES", (1e-4, 0.05))
+    row, (network, _) = tiny(), setting()
+    data = rows.prepare(row)
+    plan = dataclasses.replace(PLAN, folds=2)
+    judged = {
+        name: defaults.judge(row, plan, defaults.CANDIDATES[name], network, data, range(5, 7))
+        for name in ("sgd", "proposed", "kept")
+    }
+    for record in judged.values():
+        assert record["learning_rate"] == 0.05
+        assert record["validation"][1] < record["validation"][0]
+        assert len(record["error"]) == 2
+    assert judged["proposed"]["error"] != judged["sgd"]["error"]
+
+
+def test_a_gamma_is_held_against_the_last_one_of_the_schedule():
+    values = {"share": 0.5, "learning_rate": 0.1, "every": 1, "growth": 10.0}
+    largest = entropix.scoping.largest_stable_gamma(0.1, momentum=0.9)
+    assert gammas.chosen("replicated_sgd", values) == pytest.approx([0.05 * largest, 0.5 * largest])
+    record = {"tuned": [0.1], "found": {"100": [0.2, 0.3, 0.9]}}
+    shown = gammas.table(
+        {"rows": {"digits": {"row": "digits", "entropy_sgd": record, "replicated_sgd": record}}}
+    )
+    assert shown["found after 100 steps"].tolist() == ["0.3", "0.3"]
+    assert shown["over the tuned, after 100"].tolist() == ["3", "3"]
