@@ -92,9 +92,11 @@ def entropic(
     return build
 
 
+# What a method's name ends with.
+SCHEDULES = {"": "constant", "_cosine": "cosine"}
 CANDIDATES: dict[str, Contender] = {}
-for _cosine in (False, True):
-    _suffix = "_cosine" if _cosine else ""
+for _suffix in SCHEDULES:
+    _cosine = bool(_suffix)
     CANDIDATES[f"sgd{_suffix}"] = Contender("SGD", plain(cosine=_cosine), {})
     for _name, _settings in SETTINGS.items():
         CANDIDATES[_name + _suffix] = Contender(
@@ -178,6 +180,12 @@ def judge(
     }
 
 
+def schedules(record: dict[str, Any]) -> list[str]:
+    """The schedules of which a row has all methods."""
+    names = ("sgd", *SETTINGS)
+    return [one for one in SCHEDULES if all(name + one in record["methods"] for name in names)]
+
+
 def differences(found: Results, name: str, suffix: str) -> dict[str, Interval]:
     """The test error of each setting minus that of the paper's and of SGD, seed by seed."""
     methods = found["rows"][name]["methods"]
@@ -195,11 +203,11 @@ def table(found: Results) -> pd.DataFrame:
     """One line for each row and schedule."""
     rows = []
     for name, record in found["rows"].items():
-        for suffix, schedule in (("", "constant"), ("_cosine", "cosine")):
+        for suffix in schedules(record):
             methods = record["methods"]
             change = differences(found, name, suffix)
             rows.append(
-                {"row": record["row"]["title"], "learning rate": schedule}
+                {"row": record["row"]["title"], "learning rate": SCHEDULES[suffix]}
                 | {
                     f"{one} %": f"{100 * np.mean(methods[one + suffix]['error']):.2f}"
                     for one in ("sgd", *SETTINGS)
@@ -212,7 +220,9 @@ def table(found: Results) -> pd.DataFrame:
 def counts(found: Results) -> list[str]:
     """How the settings fared against the paper's and against SGD, in words."""
     pairs = [
-        differences(found, name, suffix) for name in found["rows"] for suffix in ("", "_cosine")
+        differences(found, name, suffix)
+        for name, record in found["rows"].items()
+        for suffix in schedules(record)
     ]
     said = []
     for pair in pairs[0]:
