@@ -87,6 +87,13 @@ def text() -> str:
             defaults_counts=of_room("defaults", defaults.counts),
             settings=defaults.SETTINGS,
             gamma_test=of_room("gammas", coupling_test.table),
+            gamma_factors=of_room(
+                "gammas",
+                lambda found: [
+                    f"{coupling_test.factor(found, one):.1f}"
+                    for one in ("entropy_sgd", "replicated_sgd")
+                ],
+            ),
             budgets=budget_table(),
             winners=winner_table(all_found),
             gammas=gamma_table(all_found),

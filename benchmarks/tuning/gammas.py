@@ -48,9 +48,9 @@ class Gammas(FolderOptions):
 
     rows: Annotated[tuple[str, ...], Among("row", lambda: ROWS)] = SEEN_BEFORE
     """Rows with a recorded table."""
-    after: Annotated[tuple[int, ...], POSITIVE] = (100, 1200)
+    after: Annotated[tuple[int, ...], POSITIVE] = (100,)
     """Steps of SGD before the test."""
-    seeds: Annotated[int, POSITIVE] = 3
+    seeds: Annotated[int, POSITIVE] = 2
     """Networks to test."""
     data_dir: Annotated[Path | None, FREE] = None
     """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
@@ -189,3 +189,14 @@ def table(found: Results) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def factor(found: Results, method: str) -> float:
+    """How far from the tuned gamma, or from the range of its schedule, the farthest answer is."""
+    worst = 1.0
+    for record in found["rows"].values():
+        first, *_, last = [*record[method]["tuned"], *record[method]["tuned"]]
+        for answers in record[method]["found"].values():
+            one = float(np.median(answers))
+            worst = max(worst, min(first, last) / one, one / max(first, last))
+    return worst

@@ -37,7 +37,12 @@ def best_entropic(found: Results) -> str:
 
 def best(found: Results, *, entropic: bool) -> str:
     """By what `tune` found on the training images; no test image has a say."""
-    names = [
+    return best_of(found, choice(found, entropic=entropic))
+
+
+def choice(found: Results, *, entropic: bool) -> list[str]:
+    """The methods that the verdict of a row may choose from."""
+    return [
         name
         for name in found["methods"]
         if (one := CONTENDERS[name]).entropic == entropic
@@ -45,7 +50,11 @@ def best(found: Results, *, entropic: bool) -> str:
         and (entropic or one.copies == 1)
         and not (found["name"] in SEEN_BEFORE and name in AFTERTHOUGHTS)
     ]
-    return best_of(found, names)
+
+
+def comparable(found: Results) -> bool:
+    """Whether there is an entropic method and a baseline to judge by."""
+    return all(choice(found, entropic=one) for one in (True, False))
 
 
 def best_of(found: Results, names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.measures import Widths, on_images
 from benchmarks.tuning.rows import Row, network_of, prepare, whole
 from benchmarks.tuning.search import Plan, Store
+from benchmarks.tuning.statistics import comparable
 from benchmarks.tuning.training import Trainings, Trial
 from benchmarks.tuning.tune import finished, row_of
 
@@ -100,6 +101,9 @@ def run(options: Table) -> int:
     store = Store(options.tuned)
     trials = {method: store.load(method, plan.trials) for method in tuned["methods"]}
     write_text(folder / TRIALS, json.dumps(rounded(trials), separators=(",", ":")) + "\n")
+    if not comparable(found):
+        say(f"No report without an entropic method and a baseline; results: {folder}")
+        return 0
     report.write(folder, found)
     show_table(report.error_table(found), found["row"]["title"])
     say(report.sentence(found))

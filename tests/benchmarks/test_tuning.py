@@ -414,6 +414,18 @@ def test_the_rivals_are_chosen_without_the_test_images():
     assert change.mean == pytest.approx(-0.01)
 
 
+def test_a_verdict_leaves_out_what_was_tuned_after_its_row_had_been_judged():
+    found = made_up()
+    for kind in ("tuned", "methods"):
+        found[kind]["ivon"] = found[kind]["sgd"]
+    found["tuned"]["ivon"] = {**found["tuned"]["sgd"], "error": 0.0}
+    assert statistics.best_baseline(found) == "sgd"
+    assert statistics.best_baseline(found | {"name": "mnist_1000"}) == "ivon"
+    assert statistics.comparable(found)
+    alone = found | {"methods": {"ivon": found["methods"]["ivon"]}}
+    assert not statistics.comparable(alone)
+
+
 def test_correlations_tell_methods_apart_from_seeds():
     found = statistics.correlations(made_up())
     assert found.loc["loss", "across"] == pytest.approx(1)
@@ -490,3 +502,8 @@ def test_a_gamma_is_held_against_the_last_one_of_the_schedule():
     )
     assert shown["found after 100 steps"].tolist() == ["0.3", "0.3"]
     assert shown["over the tuned, after 100"].tolist() == ["3", "3"]
+    one = lambda tuned, found: {"rows": {"digits": {"m": {"tuned": tuned, "found": {"1": found}}}}}
+    assert gammas.factor(one([0.1], [0.2, 0.3, 0.9]), "m") == pytest.approx(3)
+    assert gammas.factor(one([0.1], [0.02]), "m") == pytest.approx(5)
+    assert gammas.factor(one([0.1, 1.0], [0.5]), "m") == 1
+    assert gammas.factor(one([0.1, 1.0], [2.0]), "m") == pytest.approx(2)
