@@ -131,7 +131,13 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.language.main",
         "Language",
         "local SGD on a language model: loss and bytes by workers and steps between meetings",
-        "10 minutes, needs tiny_shakespeare",
+        "20 minutes, needs tiny_shakespeare",
+    ),
+    "nanogpt": Command(
+        "benchmarks.language.nanogpt",
+        "NanoGPT",
+        "AdamW on a language model, beside losses that others have reported",
+        "20 minutes, needs tiny_shakespeare",
     ),
     "scaling": Command(
         "benchmarks.scaling.main",

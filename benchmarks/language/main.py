@@ -32,6 +32,8 @@ OUTERS = (Outer(0.7, 0.9), Outer(0.3, 0.9))
 # Cells in which compressed exchanges are compared with full ones, and inner rates are tried.
 COMPRESSED_AT, TUNED_AT = (4, 30), 4
 COMPRESSIONS = ("bfloat16", "int8")
+# A range this wide for all: where workers meet at each step the loss has several valleys.
+RATES = tuple(2**at * 1e-3 for at in range(-3, 4))
 # Rates tried beyond the given ones.
 FURTHER = 4
 
@@ -52,9 +54,9 @@ class Language(ImageOptions, ResumeOptions):
     """M, divisors of the batch."""
     every: Annotated[tuple[int, ...], POSITIVE] = (1, 10, 30, 100)
     """H, steps between meetings."""
-    rates: Annotated[tuple[float, ...], ABOVE_ZERO] = (1e-3, 2e-3, 4e-3)
+    rates: Annotated[tuple[float, ...], ABOVE_ZERO] = RATES
     """Learning rates of the inner AdamW to try; further by factors of 2 while an end is best."""
-    steps: Annotated[int, POSITIVE] = 200
+    steps: Annotated[int, POSITIVE] = 400
     """Of each worker."""
     batch_size: Annotated[int, POSITIVE] = 8
     """Windows of text per step, of all workers together."""

@@ -1,5 +1,6 @@
 """What the language experiment found: tables of loss and bytes, and what follows from them."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ def write(folder: Path, found: Results) -> None:
         traffic=traffic_table(found),
         tuning=tuning_table(found, [BASELINE, *outers]),
         compression=compression_table(found),
-        verdict=verdict(found, outers),
+        verdict=[
+            *verdict(found, outers),
+            *explanation(found, outers),
+            *against_adamw(found, outers),
+        ],
         tokens=tokens(found),
         missing=missing(found, outers),
     )
@@ -102,18 +107,21 @@ def traffic_table(found: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tried(found: Results, outer: str) -> dict[int, dict[float, float]]:
+    """By H, the losses on held-out text at each rate that was tried."""
+    losses: dict[int, dict[float, float]] = {}
+    for cell in found["cells"].values():
+        if cell["tuning"] and cell["outer"] == outer:
+            losses.setdefault(cell["every"], {})[cell["learning_rate"]] = cell["loss"]
+    return losses
+
+
 def tuning_table(found: Results, outers: Iterable[str]) -> pd.DataFrame:
     """Losses on held-out text; one row for each outer optimizer and H, one column for each rate."""
-    tried = [cell for cell in found["cells"].values() if cell["tuning"]]
     rows = []
     for outer in outers:
-        for every in dict.fromkeys(cell["every"] for cell in tried if cell["outer"] == outer):
-            losses = {
-                cell["learning_rate"]: cell["loss"]
-                for cell in tried
-                if cell["outer"] == outer and cell["every"] == every
-            }
-            best = min(losses, key=lambda rate: losses[rate])
+        for every, losses in tried(found, outer).items():
+            best = best_of(losses)
             row = {"outer": "none" if outer == BASELINE else outer, "H": str(every)}
             row |= {f"{rate:g}": f"{loss:.3f}" for rate, loss in losses.items()}
             row |= {"best": f"{best:g}", "best, effective": f"{best * gain(outer):g}"}
@@ -121,6 +129,11 @@ def tuning_table(found: Results, outers: Iterable[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows).fillna("-")
     rates = sorted(set(table) - {"outer", "H", "best", "best, effective"}, key=float)
     return table[["outer", "H", *rates, "best", "best, effective"]]
+
+
+def best_of(losses: dict[float, float]) -> float:
+    """The rate of the lowest loss."""
+    return min(losses, key=lambda rate: losses[rate])
 
 
 def gain(outer: str) -> float:
@@ -185,7 +198,53 @@ def verdict(found: Results, outers: Sequence[str]) -> list[str]:
             else (f"{outers[0] if high <= 0 else outers[1]} is better")
         )
         sentences.append(
-            f"H = {every}: {outers[0]} minus {outers[1]}, mean over M, {written_change(change)} "
-            f"nats: {judged}."
+            f"H = {every}, {config['steps'] // every} meetings: {outers[0]} minus {outers[1]}, "
+            f"mean over M, {written_change(change)} nats: {judged}."
         )
     return sentences
+
+
+def against_adamw(found: Results, outers: Sequence[str]) -> list[str]:
+    """The best cell of the table beside AdamW alone, whose rate is tuned alike."""
+    alone = seeds_of(found, workers=1, every=1, outer=BASELINE)
+    config, whole = found["configuration"], {}
+    for outer, m, h in itertools.product(outers, config["workers"], config["every"]):
+        losses = seeds_of(found, workers=m, every=h, outer=outer)
+        if len(losses) == config["seeds"]:
+            whole[f"{outer}, M = {m}, H = {h}"] = losses
+    if not whole or len(alone) < config["seeds"]:
+        return []
+    best = min(whole, key=lambda name: np.mean([*whole[name].values()]))
+    return [
+        f"The lowest loss of the tables, that of {best}, minus AdamW's alone: "
+        f"{written_change(paired(whole[best], alone))} nats."
+    ]
+
+
+def explanation(found: Results, outers: Sequence[str]) -> list[str]:
+    """What the outer optimizers ask of the inner rate, and what is left of them at one rate."""
+    if len(outers) < 2:
+        return []
+    one, other = (tried(found, outer) for outer in outers[:2])
+    both = [every for every in one if every in other]
+    if not both:
+        return []
+    quotients = [best_of(other[every]) / best_of(one[every]) for every in both]
+    alike = [
+        one[every][rate] - other[every][rate]
+        for every in both
+        for rate in one[every]
+        if rate in other[every]
+    ]
+    gains = [gain(outer) for outer in outers[:2]]
+    return [
+        f"Why: in the long run {outers[0]} multiplies the workers' way by {gains[0]:.3g} and "
+        f"{outers[1]} by {gains[1]:.3g}, {gains[0] / gains[1]:.2f} times less. Tuned alike, "
+        f"{outers[1]} takes {', '.join(f'{each:g}' for each in quotients)} times the inner rate of "
+        f"{outers[0]} at H = {', '.join(map(str, both))}: "
+        f"{np.exp(np.mean(np.log(quotients))):.2f} times in the geometric mean, of rates a factor "
+        f"of 2 apart.",
+        f"At one and the same inner rate, as in a comparison that is not tuned, {outers[0]} minus "
+        f"{outers[1]} is {np.mean(alike):+.3f} nats of held-out text in the mean of {len(alike)} "
+        f"pairs, from {min(alike):+.3f} to {max(alike):+.3f}.",
+    ]

@@ -22,9 +22,10 @@ from benchmarks.common.methods import Course
 from benchmarks.common.models import MODELS
 from benchmarks.common.network import Network
 from benchmarks.common.options import UsageError
+from benchmarks.common.run_folder import read_results
 from benchmarks.common.traffic import formula
 from benchmarks.common.training import Trainer
-from benchmarks.language import cells, main, report
+from benchmarks.language import cells, main, nanogpt, report
 from benchmarks.language.cells import NONE, Cell, Outer, Setting
 from benchmarks.language.main import Language
 from entropix import Compression
@@ -311,8 +312,21 @@ def test_the_tables_and_what_they_say(tmp_path):
     assert dict(tuning.iloc[0]) == {"outer": "0.7/0.9", "H": "10", "0.1": "2.500", "0.2": "2.400",
                                     "best": "0.2", "best, effective": "1.4"}  # fmt: skip
     sentences = report.verdict(found, ["0.7/0.9", "0.3/0.9"])
-    assert "H = 10: 0.7/0.9 minus 0.3/0.9, mean over M, -0.1000" in sentences[1]
+    assert "H = 10, 10 meetings: 0.7/0.9 minus 0.3/0.9, mean over M, -0.1000" in sentences[1]
     assert sentences[1].endswith("0.7/0.9 is better.")
+    # Of AdamW there is one seed of two.
+    assert report.against_adamw(found, ["0.7/0.9"]) == []
+    found["cells"]["baseline 1"] = {**found["cells"]["baseline"], "seed": 1, "loss": 1.93}
+    (best,) = report.against_adamw(found, ["0.7/0.9", "0.3/0.9"])
+    # 2.000 and 2.012 against 1.900 and 1.930.
+    assert "that of 0.7/0.9, M = 2, H = 1, minus AdamW's alone: +0.0910 (95%" in best
+    found["cells"] |= {f"o{name}": {"compression": "", "workers": 4} | cell for name, cell in
+                       tried("0.3/0.9", 10, {0.1: 2.7, 0.2: 2.5, 0.4: 2.3}).items()}  # fmt: skip
+    rates, alike = report.explanation(found, ["0.7/0.9", "0.3/0.9"])
+    assert "0.7/0.9 multiplies the workers' way by 7 and 0.3/0.9 by 3, 2.33 times less" in rates
+    assert "0.3/0.9 takes 2 times the inner rate of 0.7/0.9 at H = 10: 2.00 times in" in rates
+    # At 0.1 and at 0.2, the rates that both have tried.
+    assert "is -0.150 nats of held-out text in the mean of 2 pairs, from -0.200 to -0.100" in alike
     assert report.missing(found, ["0.7/0.9", "0.3/0.9"]) == 0
     # Seed 1 alone was made with few bits: one seed says nothing.
     assert report.compression_table(found).iloc[0]["measurably worse"] == "no"
@@ -326,7 +340,7 @@ def test_the_tables_and_what_they_say(tmp_path):
     ("changes", "message"),
     [
         ({"workers": (3,)}, "--workers must divide --batch-size 8, got 3"),
-        ({"every": (500,)}, "--every must be at most --steps 200, got 500"),
+        ({"every": (500,)}, "--every must be at most --steps 400, got 500"),
         ({"model": "mlp"}, "model 'mlp' is unknown; accepted: gpt_small"),
         ({"rates": (0.0,)}, "--rates takes numbers above 0"),
     ],
@@ -334,6 +348,24 @@ def test_the_tables_and_what_they_say(tmp_path):
 def test_what_is_refused(changes, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         main.run(replace(Language(), output=tmp_path / "out", **changes))
+
+
+@pytest.mark.slow
+def test_adamw_beside_the_losses_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(nanogpt, "make_setting", lambda options, holdout: SETTING)
+    monkeypatch.setattr(nanogpt, "REPORTED", {0.01: 1.5})
+    options = nanogpt.NanoGPT(rates=(0.01, 0.02), output=tmp_path / "run")
+    assert nanogpt.run(options) == 0
+    found = read_results(tmp_path / "run")
+    table = nanogpt.beside_others(found)
+    expected = cells.losses(SETTING, cells.train(SETTING, Cell(1, 1, NONE, 0.01, seed=0)))["loss"]
+    assert list(table["learning rate"]) == ["0.01", "0.02"]
+    assert list(table["here minus reported"]) == [f"{expected - 1.5:+.3f}", "-"]
+    text = (tmp_path / "run/report.md").read_text()
+    assert "12 steps of 4 windows" in text
+    # What is there is not trained again.
+    monkeypatch.setattr(nanogpt, "train", None)
+    assert nanogpt.run(replace(options, resume=True)) == 0
 
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs real data in TFDS_DATA_DIR")
