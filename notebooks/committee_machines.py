@@ -18,8 +18,8 @@
 # infinite. This notebook lets the three check each other, and then asks which algorithms find the
 # solutions that have many others around them.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -29,13 +29,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")

@@ -17,8 +17,8 @@
 # loss of one weight, lets Entropy-SGD loose on it, and then trains a small Flax network in ten
 # lines.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -28,13 +28,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
@@ -183,5 +192,36 @@ for start in list(range(0, 1000, 100)) * 60:
 
 evaluated = eval_model(model, optimizer)  # the anchor: the weights to evaluate
 errors = float((evaluated(x).argmax(1) != y).mean())
+print(f"{errors:.1%} wrong")
+assert errors < 0.03
+
+# %% [markdown]
+# The same with Flax linen, folded up. There the parameters are a tree of their own, and
+# `eval_params` gives the tree to evaluate.
+
+# %% cellView="form" jupyter={"source_hidden": true} tags=["hide-input"]
+# @title The same with Flax linen
+from flax import linen
+from flax.training.train_state import TrainState
+
+net = linen.Sequential([linen.Dense(64), linen.relu, linen.Dense(2)])
+variables = net.init(jax.random.key(0), x)
+state = TrainState.create(apply_fn=net.apply, params=variables, tx=entropix.entropy_sgd())
+
+
+@jax.jit
+def linen_step(state, x, y):
+    def loss(params):
+        logits = state.apply_fn(params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+
+for start in list(range(0, 1000, 100)) * 60:
+    state = linen_step(state, x[start : start + 100], y[start : start + 100])
+
+anchor = entropix.eval_params(state.opt_state, state.params)
+errors = float((net.apply(anchor, x).argmax(1) != y).mean())
 print(f"{errors:.1%} wrong")
 assert errors < 0.03

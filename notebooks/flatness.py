@@ -18,8 +18,8 @@
 # thing, and this notebook says which number answers which question, and which of them can be
 # fooled.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -29,13 +29,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib", "scikit-learn"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
@@ -107,6 +116,25 @@ for name, params in minima.items():
         f"{name:12} training loss {float(loss(params, data)):.4f}, "
         f"test error {float(error(params, test)):.1%}, test loss {float(loss(params, test)):.3f}"
     )
+
+# %% [markdown]
+# With Flax linen, folded up here, the loss is a function of the parameters from the start.
+
+# %% cellView="form" jupyter={"source_hidden": true} tags=["hide-input"]
+# @title The same with Flax linen
+from flax import linen
+
+net = linen.Sequential([linen.Dense(32), linen.relu, linen.Dense(10)])
+
+
+def linen_loss(params, batch):
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y).mean()
+
+
+linen_params = net.init(jax.random.key(0), images)
+found = flatness.trace(flatness.hessian(linen_loss, linen_params, data), 0, num_probes=20)
+print(f"before training the trace is {float(found.mean):.1f} ± {float(found.std_error):.1f}")
 
 # %% [markdown]
 # ## All numbers at once

@@ -17,8 +17,8 @@
 # They are settings of one loop. This notebook turns its knobs, then trains a small GPT with four
 # workers and counts what each way of working together sends.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -28,13 +28,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
@@ -230,6 +239,46 @@ def pieces(generator, *shape):
 
 held_out = codes[-40_000:][: 256 * (CONTEXT + 1)].reshape(256, CONTEXT + 1)
 print(f"{NUM_WEIGHTS:,} weights, {len(alphabet)} characters")
+
+# %% [markdown]
+# The same model in Flax linen, folded up here, has the same weights; its loss takes the place of
+# the other below.
+
+# %% cellView="form" jupyter={"source_hidden": true} tags=["hide-input"]
+# @title The same with Flax linen
+from flax import linen
+
+
+class LinenBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        mask = linen.make_causal_mask(jnp.ones(x.shape[:2]))
+        x = x + linen.MultiHeadDotProductAttention(2)(linen.LayerNorm()(x), mask=mask)
+        hidden = linen.gelu(linen.Dense(4 * WIDTH)(linen.LayerNorm()(x)))
+        return x + linen.Dense(WIDTH)(hidden)
+
+
+class LinenGpt(linen.Module):
+    @linen.compact
+    def __call__(self, tokens):
+        x = linen.Embed(len(alphabet), WIDTH)(tokens)
+        x = x + linen.Embed(CONTEXT, WIDTH)(jnp.arange(tokens.shape[1]))
+        for _ in range(2):
+            x = LinenBlock()(x)
+        return linen.Dense(len(alphabet))(linen.LayerNorm()(x))
+
+
+linen_gpt = LinenGpt()
+linen_start = linen_gpt.init(jax.random.key(0), held_out[:1, :-1])
+
+
+def linen_loss(params, tokens):
+    logits = linen_gpt.apply(params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+print(f"held-out loss before training {float(linen_loss(linen_start, held_out)):.2f}")
+assert sum(leaf.size for leaf in jax.tree.leaves(linen_start)) == NUM_WEIGHTS
 
 # %% [markdown]
 # Every method gets the same mini-batches and the same number of steps. Data parallelism averages

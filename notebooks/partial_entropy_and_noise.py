@@ -17,8 +17,8 @@
 # directions does the noise of mini-batches point, and does it drive the weights in circles? Small
 # networks answer in seconds.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -28,13 +28,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib", "scikit-learn"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU; other versions take no notice.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
@@ -167,6 +176,28 @@ for name, mean, bar in zip(gain, means, bars, strict=True):
     print(f"{name:11} {mean:+.1f} ± {bar:.1f} points")
 assert means[0] < -1
 assert means[-1] < -1
+
+# %% [markdown]
+# With Flax linen, folded up here, the mask finds the layers by the names that linen gave them.
+
+# %% cellView="form" jupyter={"source_hidden": true} tags=["hide-input"]
+# @title The same with Flax linen
+from flax import linen
+
+net = linen.Sequential([linen.Dense(48), jnp.tanh, linen.Dense(10)])
+
+
+def linen_loss(params, batch):
+    x, y = batch
+    return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y).mean()
+
+
+linen_params = net.init(seeds[0], images)
+first = losses.local_entropy_loss(
+    linen_loss, radius=RADIUS, samples=4, mask=lambda path: "layers_0" in jax.tree_util.keystr(path)
+)
+value = float(first(linen_params, data, jax.random.key(0)))
+print(f"before training {float(linen_loss(linen_params, data)):.2f}, smoothed {value:.2f}")
 
 # %% [markdown]
 # On these data smoothing the first layer alone does what smoothing both does, and smoothing the

@@ -18,8 +18,8 @@
 # a loss of two weights, then trains four copies of a Flax network on four devices, simulated if
 # there are none.
 #
-# The next cell installs the library where it is missing, as on a fresh Colab: put a clone of the
-# repository, or a wheel made by `python -m pip wheel --no-deps .`, beside this notebook.
+# The next cell installs the library where it is missing, as on a fresh Colab: from `SOURCE`, or
+# from a clone of the repository or a wheel (`python -m pip wheel --no-deps .`) beside the notebook.
 
 # %% tags=["hide-cell"]
 import importlib.util
@@ -29,13 +29,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("entropix") is None:
+SOURCE = ""  # "git+https://" and the address of the repository, or empty
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # by the names that are imported
+
+missing = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+package = importlib.util.find_spec("entropix")
+if package is None or package.origin is None:  # a clone beside the notebook is not the package
     here = Path.cwd()
     places = [*here.glob("entropix_jax-*.whl"), *here.glob("entropix*"), here, here.parent]
-    source = next(p for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists())
-    extra = "[cuda]" if shutil.which("nvidia-smi") else ""
-    install = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*install, f"{source}{extra}", "matplotlib", "scikit-learn"], check=True)
+    beside = [p.as_uri() for p in places if p.suffix == ".whl" or (p / "pyproject.toml").exists()]
+    if not (SOURCE or beside):
+        raise FileNotFoundError("set SOURCE, or put a clone or a wheel beside the notebook")
+    # Where jax is there already, as on Colab, it knows the accelerator.
+    extra = "[cuda]" if shutil.which("nvidia-smi") and not importlib.util.find_spec("jax") else ""
+    missing.append(f"entropix-jax{extra} @ {SOURCE or beside[0]}")
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # The cure for wrong reductions of jax 0.10.2 on CPU (other versions take no notice), and four
 # devices where there is one processor.
@@ -248,6 +257,37 @@ for chosen in rows:
 params, opt_state = jax.tree.map(jnp.asarray, plan.collect(state))  # on one device again
 center = entropix.eval_params(opt_state, params, axis=0)
 print(f"{Y} replicas on {min(Y, jax.device_count())} devices")
+
+# %% [markdown]
+# With Flax linen, folded up here, only the model's function and its initialization are others.
+
+# %% cellView="form" jupyter={"source_hidden": true} tags=["hide-input"]
+# @title The same with Flax linen
+from flax import linen
+
+net = linen.Sequential([linen.Dense(64), linen.relu, linen.Dense(10)])
+
+
+def linen_step(state, batch):  # of one replica, on its own mini-batch
+    def loss(params):
+        x, y = batch
+        return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y).mean()
+
+    params, opt_state = state
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), value
+
+
+linen_params = replicas.replicate(lambda key: net.init(key, images), Y)
+linen_state = plan.place((linen_params, replicas.stack_states(tx.init, linen_params)))
+linen_run, losses = plan.run(linen_step), []
+for chosen in rows[:50]:
+    batch = plan.place_batch((train_images[chosen], train_labels[chosen]))
+    linen_state, values = linen_run(linen_state, batch)
+    losses.append(float(values.mean()))
+print(f"mean loss of the replicas {losses[0]:.2f}, after 50 steps {losses[-1]:.2f}")
+assert losses[-1] < losses[0]
 
 # %% [markdown]
 # Is the center better than the replicas? Each judged on the test images, and by its *local
