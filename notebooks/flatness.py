@@ -277,9 +277,9 @@ right.set(xlabel="from SGD (0) to Entropy-SGD (1)", ylabel="loss", ylim=(0, None
 print(f"barrier {float(line.barrier):.3f} at a distance of {float(line.distance):.2f}")
 
 # %% [markdown]
-# Far from its minimum the slice of Entropy-SGD rises the faster of the two, though its trace is the
-# smaller: slices answer yet another question. Both runs started from the same weights; the line
-# tells whether they ended in one basin.
+# Far from its minimum the slice of Entropy-SGD rises the faster of the two, though its trace is
+# the smaller: slices answer yet another question. Both runs started from the same weights; the
+# line tells whether they ended in one basin.
 #
 # ## Sharpness while training: the edge of stability
 #
