@@ -191,9 +191,9 @@ assert by_period[-1] > by_period[0] - 0.15
 
 # %% [markdown]
 # Alone, half of the walkers miss the valley. A few replicas find it far more often, and more than
-# a few add little. A pull that stays weak leaves everyone in a hole of their own; one that is strong
-# from the start makes one walker of all, before they have looked around. Seldom pulls work as well
-# as one on each step, because each is $K$ times as strong; between them nothing has to be
+# a few add little. A pull that stays weak leaves everyone in a hole of their own; one that is
+# strong from the start makes one walker of all, before they have looked around. Seldom pulls work
+# as well as one on each step, because each is $K$ times as strong; between them nothing has to be
 # communicated.
 #
 # ## Four copies of a network on four devices
