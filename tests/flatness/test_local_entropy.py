@@ -37,7 +37,8 @@ def assert_covered(estimates, errors, exact):
     assert np.all(np.abs(np.mean(z, 0)) < 4 / len(z) ** 0.5), np.mean(z, 0)
     assert np.all((np.std(z, 0) > 0.7) & (np.std(z, 0) < 1.3)), np.std(z, 0)
     share = np.mean(np.abs(z) < 1.96, 0)
-    assert np.all(share > 0.85), share
+    # 95 % of the keys, within three standard errors of such a share.
+    assert np.all(share > 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(z))), share
 
 
 def quadratic_entropy(center):
@@ -81,7 +82,7 @@ def test_double_well_against_quadrature(center):
     def well(x):
         return (x**2 - 1) ** 2
 
-    found = many(double_well, jnp.full(1, center), gamma=GAMMAS)
+    found = many(double_well, jnp.full(1, center), 200, gamma=GAMMAS)
     exact = np.array([integral(well, center, g) for g in GAMMAS])
     assert_covered(found.value, found.std_error, exact)
     gradient = GAMMAS[1] * (center - integral(well, center, GAMMAS[1], power=1))
