@@ -15,10 +15,13 @@ from entropix.flatness import (
     eigenvalues,
     gauss_newton,
     gradient_covariance,
+    gradient_noise,
     hessian,
+    layer_curvature,
     spectrum,
     trace,
 )
+from entropix.flatness._layer_temperature import layer_of
 from tests.flatness import networks
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -144,3 +147,39 @@ def test_a_diagonal_with_a_network_inside_the_program():
     mean, error = (ravel_pytree(part)[0] for part in found)
     truth = np.diag(networks.matrices("attention")["gauss-newton"])
     assert np.all(np.abs(mean - truth) <= 5 * error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["convolution", "lstm", "attention"])
+def test_noise_of_the_gradients(kind):
+    problem = networks.problem(kind, jnp.float32)
+    exact = np.linalg.eigvalsh(networks.matrices(kind)["covariance"])[::-1]
+    noise = gradient_noise(problem.loss, problem.params, problem.data)
+    kept = len(noise.eigenvalues)
+    np.testing.assert_allclose(noise.eigenvalues, exact[:kept], atol=1e-5 * exact[0])
+    np.testing.assert_allclose(noise.trace, exact.sum(), rtol=1e-5)
+    few = gradient_noise(problem.loss, problem.params, problem.data, num_steps=4)
+    nearest = np.abs(few.eigenvalues[:, None] - exact[None, :]).min(1)
+    assert np.all(nearest <= few.residual_norms + 1e-5 * exact[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["convolution", "attention"])
+def test_curvature_of_each_layer(kind):
+    problem = networks.problem(kind, jnp.float32)
+    matrix = networks.matrices(kind)["hessian"]
+    found = layer_curvature(problem.loss, problem.params, problem.data, 0)
+    # Which of the matrix's rows each layer has, in the order of the leaves.
+    owners = [
+        layer_of(path)
+        for path, leaf in jax.tree.leaves_with_path(problem.params)
+        for _ in range(leaf.size)
+    ]
+    assert set(found.size) == set(owners)
+    for layer, size in found.size.items():
+        rows = [i for i, owner in enumerate(owners) if owner == layer]
+        assert size == len(rows)
+        block = matrix[np.ix_(rows, rows)]
+        top = np.linalg.eigvalsh(block)[-1]
+        assert abs(found.top[layer] - top) <= found.top_bound[layer]
+        assert abs(found.trace[layer] - np.trace(block)) <= 5 * found.trace_std_error[layer]
