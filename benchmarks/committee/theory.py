@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
-from benchmarks.committee import theory_figures
+from benchmarks.committee import depth, frozen, minima, theory_figures
 from benchmarks.common import environment
 from benchmarks.common.options import POSITIVE, Among, ResumeOptions, configuration
 from benchmarks.common.plots import save
+from benchmarks.common.report import write_report
 from benchmarks.common.run_folder import open_folder, stored_results, write_results
 from benchmarks.common.terminal import progress_bars, say
 from entropix import replica_theory
@@ -50,6 +52,8 @@ class Theory(ResumeOptions):
         "cross_entropy",
         "parity",
         "wide_minima",
+        "frozen",
+        "depth",
     )
     """Which figures."""
     seeds: Annotated[int, POSITIVE] = 3
@@ -74,6 +78,7 @@ def run(options: Theory) -> int:
                 found["figures"][name] = FIGURES[name](options)
                 write_results(folder, found)
             draw(folder, name, found)
+            report(folder, found)
             progress.advance(task)
     say(f"Written: {folder}")
     return 0
@@ -83,6 +88,21 @@ def draw(folder: Path, name: str, found: dict[str, Any]) -> None:
     """One figure, as PNG and SVG."""
     picture: Callable[[dict[str, Any]], Any] = getattr(theory_figures, name)
     save(folder, name, lambda results: picture(results["figures"][name]), found)
+
+
+def report(folder: Path, found: dict[str, Any]) -> None:
+    """The tables of the figures that have one."""
+    write_report(
+        folder,
+        "committee/theory.md.j2",
+        "Replica theory and finite networks",
+        found=found,
+        tables={
+            title: table(found["figures"][name])
+            for name, (title, table) in TABLES.items()
+            if name in found["figures"]
+        },
+    )
 
 
 def doubles(solve: Callable[[], Any]) -> dict[str, list[Any]]:
@@ -143,9 +163,8 @@ def trained(options: Theory) -> dict[str, Any]:
     for load in SPHERICAL_LOADS:
         instances = [teacher_student(model, load, seed) for seed in range(options.seeds)]
         for name, algorithm in algorithms.items():
-            # The teacher's own key would make it the start of some.
             found = [
-                algorithm(*examples, jax.random.key(options.seeds + seed))
+                algorithm(*examples, jax.random.key(seed))
                 for seed, (examples, _) in enumerate(instances)
             ]
             weights = jnp.stack([one.weights for one in found])
@@ -165,16 +184,19 @@ def angle(weights: jax.Array, teachers: jax.Array) -> jax.Array:
 
 
 def cross_entropy(options: Theory) -> dict[str, Any]:
-    """How far below the widest regions minima of the cross-entropy lie, against its steepness."""
-    del options
+    """Where minima of the cross-entropy lie, against its steepness: theory, and minima found."""
     distance = np.array(ENTROPY_DISTANCES)[:, None]
+    theory = doubles(
+        lambda: replica_theory.franz_parisi_of_cross_entropy(ENTROPY_LOAD, distance, gamma=GAMMAS)
+    )
     return {
         "load": ENTROPY_LOAD,
         "distances": ENTROPY_DISTANCES,
         "gammas": GAMMAS.tolist(),
-        "minima": doubles(
+        "minima": theory,
+        "warm": doubles(
             lambda: replica_theory.franz_parisi_of_cross_entropy(
-                ENTROPY_LOAD, distance, gamma=GAMMAS
+                ENTROPY_LOAD, distance, gamma=GAMMAS, beta=minima.WARM * np.array(theory["beta"])
             )
         ),
         "widest": doubles(
@@ -182,6 +204,9 @@ def cross_entropy(options: Theory) -> dict[str, Any]:
         ),
         "typical": doubles(
             lambda: replica_theory.franz_parisi(ENTROPY_LOAD, distance[:, 0], weights="binary")
+        ),
+        "points": minima.found_at(
+            options.size, ENTROPY_LOAD, GAMMAS, theory["beta"][0], ENTROPY_DISTANCES, options.seeds
         ),
     }
 
@@ -250,4 +275,11 @@ FIGURES: dict[str, Callable[[Theory], dict[str, Any]]] = {
     "cross_entropy": cross_entropy,
     "parity": parity,
     "wide_minima": wide_minima,
+    "frozen": lambda options: frozen.frozen(options.seeds),
+    "depth": lambda options: depth.depth(options.seeds),
+}
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], pd.DataFrame]]] = {
+    "cross_entropy": ("Minima of the cross-entropy", minima.table),
+    "frozen": ("Solutions of small binary perceptrons", frozen.table),
+    "depth": ("One and two hidden layers", depth.table),
 }

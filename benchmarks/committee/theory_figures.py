@@ -6,10 +6,18 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from benchmarks.common.plots import COLORS, LINES, standard_error
+from benchmarks.committee.frozen import isolated, mean, spread
+from benchmarks.committee.minima import local_entropies, shortfalls
+from benchmarks.common.plots import COLORS, LINES, band, standard_error
 
-MARKS = ("o", "s", "^", "D")
+MARKS = ("o", "s", "^", "D", "v")
+# Where minima of the loss were searched for.
+SEARCHES: dict[str, dict[str, Any]] = {
+    "annealing": {"marker": "o", "markersize": 6},
+    "gradient descent": {"marker": "s", "markersize": 6, "markerfacecolor": "none"},
+}
 Found = dict[str, Any]
 
 
@@ -65,27 +73,51 @@ def points(axes: Axes, series: Found, first: int) -> None:
 
 
 def cross_entropy(found: Found) -> Figure:
-    """What minima of the cross-entropy miss of the widest regions, against gamma."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    """How wide minima of the cross-entropy are, against gamma: theory, and minima found."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    whole, below = figure.subplots(1, 2)
+    gammas = np.array(found["gammas"])
     minima = np.array(found["minima"]["entropy"])
-    converged = np.array(found["minima"]["converged"])
+    minima = np.where(found["minima"]["converged"], minima, np.nan)
     widest, typical = (np.array(found[name]["entropy"]) for name in ("widest", "typical"))
     for at, distance in enumerate(found["distances"]):
-        missed = np.where(converged[at], widest[at] - minima[at], np.nan)
-        axes.plot(
-            found["gammas"], missed, color=COLORS[at + 1], linestyle=LINES[at], marker=MARKS[at],
-            label=f"distance {distance:g} (typical solution: {widest[at] - typical[at]:.3f})",
-        )  # fmt: skip
-    axes.set(
-        xscale="log", xlabel="steepness γ of the loss",
-        ylabel="local entropy below the widest regions", ylim=(0, None),
-    )  # fmt: skip
-    axes.set_xticks(found["gammas"], [f"{gamma:g}" for gamma in found["gammas"]])
-    axes.minorticks_off()
-    axes.set_title(f"minima of the cross-entropy, binary perceptron, α = {found['load']:g}")
-    axes.legend(fontsize=8)
+        style = {"color": COLORS[at + 1], "linestyle": LINES[at]}
+        whole.plot(gammas, minima[at], label=f"minima at a distance of {distance:g}", **style)
+        whole.axhline(typical[at], color=style["color"], linestyle=":", linewidth=1)
+        below.plot(gammas, widest[at] - minima[at], **style)
+        for place, (name, shape) in enumerate(SEARCHES.items()):
+            # A little apart, so that both are seen.
+            apart = gammas * (1.02, 0.98)[place]
+            for axes, numbers in (
+                (whole, local_entropies(found, name, at)),
+                (below, shortfalls(found, name, at)),
+            ):
+                axes.errorbar(
+                    apart, np.nanmean(numbers, axis=1), error_of(numbers), color=style["color"],
+                    linestyle="none", **shape,
+                )  # fmt: skip
+    whole.plot([], [], color="0.3", linestyle=":", linewidth=1, label="typical solutions")
+    for name, shape in SEARCHES.items():
+        words = f"{name}, {found['points']['weights']} weights"
+        whole.plot([], [], color="0.3", linestyle="none", label=words, **shape)
+    whole.set(ylabel="local entropy", title="local entropy around minima")
+    below.set(
+        ylabel="local entropy missed",
+        title="below the widest: theory's; focusing BP's of the instance",
+    )
+    for axes in (whole, below):
+        axes.set(xscale="log", xlabel="steepness γ of the loss")
+        axes.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas])
+        axes.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(f"minima of the cross-entropy, binary perceptron, α = {found['load']:g}")
     return figure
+
+
+def error_of(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Standard error over the instances (the last axis) that have a number."""
+    count = np.sum(np.isfinite(numbers), axis=-1)
+    return np.asarray(np.nanstd(numbers, axis=-1, ddof=1) / np.sqrt(count))
 
 
 def parity(found: Found) -> Figure:
@@ -135,3 +167,49 @@ def wide_minima(found: Found) -> Figure:
 def around(axes: Axes) -> None:
     """Axes of local entropy against distance."""
     axes.set(xlabel="distance 1 − S²", ylabel="log share of solutions, per weight", xlim=(0, 0.26))
+
+
+def frozen(found: Found) -> Figure:
+    """How many solutions have no other one flip away: all counted, and samples of tempering."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for at, size in enumerate(dict.fromkeys(record["size"] for record in found["records"])):
+        records = [record for record in found["records"] if record["size"] == size]
+        color = COLORS[at + 1]
+        counted = [mean(isolated(record, "counted")) for record in records]
+        axes.plot(found["loads"], counted, color=color)
+        shares = [isolated(record, "sampled") for record in records]
+        axes.errorbar(
+            found["loads"], [mean(one) for one in shares], [spread(one) for one in shares],
+            color=color, marker=MARKS[at], linestyle="none", label=f"N = {size}",
+        )  # fmt: skip
+    axes.plot([], [], color="0.3", label="enumeration")
+    axes.plot([], [], color="0.3", marker="o", linestyle="none", label="parallel tempering")
+    axes.set(
+        xlabel="load α, patterns per weight", ylim=(-0.02, 1.02),
+        ylabel="share of solutions without one a flip away",
+        title="binary perceptrons",
+    )  # fmt: skip
+    axes.legend(fontsize=8)
+    return figure
+
+
+def depth(found: Found) -> Figure:
+    """Local energy and local entropy of networks of one and two hidden layers."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    energy, entropy = figure.subplots(1, 2)
+    sigmas = np.array(found["sigmas"])
+    for line, (network, optimizers) in zip(LINES, found["networks"].items(), strict=False):
+        for color, (optimizer, records) in zip(COLORS[1:], optimizers.items(), strict=False):
+            style = {"color": color, "linestyle": line, "marker": "."}
+            name = f"{network}, {optimizer}"
+            rises = 100 * np.array([record["local_energy"] for record in records])
+            band(energy, sigmas, rises.T, name, style)
+            volumes = np.array([record["local_entropy"] for record in records])
+            band(entropy, sigmas, volumes.T, name, style)
+    energy.set(ylabel="local energy: rise of the training error (%)")
+    entropy.set(ylabel="local entropy per weight")
+    for axes in (energy, entropy):
+        axes.set(xlabel="noise σ, relative to each weight")
+    energy.legend(fontsize=8)
+    return figure

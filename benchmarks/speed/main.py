@@ -12,6 +12,7 @@ SECTIONS = {
     "training": training.measure,
     "flatness": flatness.measure,
     "committee": committee.measure,
+    "batches": committee.batches,
 }
 
 
