@@ -20,8 +20,8 @@ NETWORKS = {"one hidden layer": (16,), "two hidden layers": (13, 13)}
 PAIR, PER_CLASS, BATCH = (3, 8), 100, 20
 # All are judged when they come to this loss: what has a lower one has larger weights.
 LOSS, MAX_STEPS = 0.05, 20_000
-SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-SAMPLES = 200
+SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4)
+SAMPLES, NUM_STEPS, NUM_BURN_IN = 100, 192, 96
 RATE = 0.05
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "SGD": optax.sgd(RATE, 0.9),
@@ -129,7 +129,8 @@ def measured(layers: Layers, train: Any, test: Any, key: jax.Array) -> dict[str,
 
     entropy = flatness.local_entropy(
         rescaled, jax.tree.map(jnp.zeros_like, layers), tuple(train), key,
-        gamma=1 / jnp.array(SIGMAS) ** 2, beta=float(count),
+        gamma=1 / jnp.array(SIGMAS) ** 2, beta=float(count), num_steps=NUM_STEPS,
+        num_burn_in=NUM_BURN_IN,
     )  # fmt: skip
     weights = sum(leaf.size for leaf in jax.tree.leaves(layers))
     return {
