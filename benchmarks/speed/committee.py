@@ -26,8 +26,12 @@ DAMPING = 0.5
 NODES: tuple[Node, ...] = tuple(node for node in get_args(Node) if node != "exact")
 Candidates = dict[str, Callable[[], Any]]
 SUM_NUMBERS, MESSAGE_NUMBERS, PATTERN_BYTES, NUMBER_BYTES = 3, 2, 1, 4
-# Instances in one program and their inputs.
-BATCHES, BATCH_LOAD, BATCH_STEPS = ((64, 101), (100, 1_001)), 0.4, 20
+SEEDS, SEED_INPUTS, SEED_LOAD, SEED_STEPS = 64, 101, 0.4, 20
+
+
+def measure(rounds: int) -> list[Figure]:
+    """All figures of this section."""
+    return [*one_sweep(rounds), *many_seeds(rounds)]
 
 
 class Sweeps:
@@ -57,8 +61,8 @@ class Sweeps:
         return sums
 
 
-def measure(rounds: int) -> list[Figure]:
-    """A sweep of a perceptron with as many patterns as inputs, by each node."""
+def one_sweep(rounds: int) -> list[Figure]:
+    """A sweep of a perceptron with as many patterns as inputs."""
     model = Committee(INPUTS)
     problem = Problem(*random_patterns(model, PATTERNS / INPUTS, 0, dtype=jnp.int8))
     total = jax.random.normal(jax.random.key(1), model.shape) / 10
@@ -123,44 +127,29 @@ class PlainSweeps:
         return sums
 
 
-def batches(rounds: int) -> list[Figure]:
+def many_seeds(rounds: int) -> list[Figure]:
     """Instances of one size solved at once by vmap, against one after another."""
-    return [together(instances, inputs, rounds) for instances, inputs in BATCHES]
-
-
-def together(instances: int, inputs: int, rounds: int) -> Figure:
-    """One size: seconds of all, and operations of a sweep of one."""
-    model = Committee(inputs)
-    keys = jax.random.split(jax.random.key(0), instances)
-    examples = jax.vmap(lambda key: random_patterns(model, BATCH_LOAD, key))(keys)
+    model = Committee(SEED_INPUTS)
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    examples = jax.vmap(lambda key: random_patterns(model, SEED_LOAD, key))(keys)
 
     def solve(patterns: jax.Array, labels: jax.Array) -> jax.Array:
         # A tolerance of 0 makes every instance take the same steps.
         return belief_propagation(
-            model, patterns, labels, node="relaxed", max_steps=BATCH_STEPS, tolerance=0.0
+            model, patterns, labels, node="relaxed", max_steps=SEED_STEPS, tolerance=0.0
         ).entropy
 
+    alone, together = jax.jit(solve), jax.jit(jax.vmap(solve))
     pairs = list(zip(*examples, strict=True))
-    alone = jax.jit(solve).lower(*pairs[0]).compile()
-    at_once = jax.jit(jax.vmap(solve)).lower(*examples).compile()
-    reference, name = f"{instances} instances one by one", f"{instances} instances, vmap"
+    reference, name = f"{SEEDS} instances one by one", f"{SEEDS} instances, vmap"
     candidates: Candidates = {
         reference: lambda: [alone(*pair) for pair in pairs],
-        name: lambda: at_once(*examples),
+        name: lambda: together(*examples),
     }
     seconds = time_rounds(candidates, rounds=rounds)
-    section = f"{BATCH_STEPS} sweeps, {len(pairs[0][1])} patterns, {inputs:,} binary weights"
-    each = [operations(at_once) / instances, operations(alone)]
-    return figure(
-        seconds, name, reference, section=section, memory_bytes=temporary_bytes(at_once),
-        note="{:,.0f} operations a sweep and instance, {:,.0f} alone".format(*each),
-    )  # fmt: skip
-
-
-def operations(compiled: jax.stages.Compiled) -> float:
-    """As the compiler counts them, a loop as one pass of it: here one sweep, and the end."""
-    analysis = compiled.cost_analysis()
-    return float("nan") if analysis is None else float(analysis["flops"])
+    section = f"{SEED_STEPS} sweeps, {len(pairs[0][1])} patterns, {SEED_INPUTS} binary weights"
+    memory = temporary_bytes(together.lower(*examples).compile())
+    return [figure(seconds, name, reference, section=section, memory_bytes=memory)]
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int | None:

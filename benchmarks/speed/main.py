@@ -12,7 +12,6 @@ SECTIONS = {
     "training": training.measure,
     "flatness": flatness.measure,
     "committee": committee.measure,
-    "batches": committee.batches,
 }
 
 
