@@ -113,7 +113,7 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.committee.theory",
         "Theory",
         "replica theory beside what algorithms find in finite networks",
-        "10 minutes",
+        "20 minutes",
     ),
     "distributed": Command(
         "benchmarks.distributed.main",

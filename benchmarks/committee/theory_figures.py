@@ -208,7 +208,7 @@ def depth(found: Found) -> Figure:
             volumes = np.array([record["local_entropy"] for record in records])
             band(entropy, sigmas, volumes.T, name, style)
     energy.set(ylabel="local energy: rise of the training error (%)")
-    entropy.set(ylabel="local entropy per weight")
+    entropy.set(ylabel="local entropy per weight, less that of the point")
     for axes in (energy, entropy):
         axes.set(xlabel="noise σ, relative to each weight")
     energy.legend(fontsize=8)

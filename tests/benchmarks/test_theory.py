@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.committee import frozen, minima, theory
+from benchmarks.committee import depth, frozen, minima, theory
 from entropix.committee import Committee, cross_entropy, random_patterns
 
 SMALL = Committee(11)
@@ -121,3 +121,22 @@ def test_tables_and_pictures_are_made_of_what_was_measured(monkeypatch, tmp_path
     assert "Solutions of small binary perceptrons" in text
     assert text.count("\n| ") == 2 + 2
     assert (tmp_path / "run" / "frozen.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_both_depths_are_measured_at_one_loss(monkeypatch):
+    monkeypatch.setattr(depth, "SIGMAS", (0.1, 0.4))
+    monkeypatch.setattr(depth, "NUM_STEPS", 32)
+    monkeypatch.setattr(depth, "NUM_BURN_IN", 16)
+    monkeypatch.setattr(depth, "OPTIMIZERS", {"SGD": depth.OPTIMIZERS["SGD"]})
+    found = depth.depth(1)
+    sizes = []
+    for optimizers in found["networks"].values():
+        (record,) = optimizers["SGD"]
+        sizes.append(record["weights"])
+        assert 0.5 * depth.LOSS < record["train_loss"] <= depth.LOSS
+        near, far = record["local_entropy"]
+        # More noise, less volume; the ruler starts from that of a point.
+        assert far < near < 0 + 3 * record["std_error"][0]
+        assert abs(near) < 1e-3
+    assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[0]
