@@ -19,7 +19,7 @@ MARKDOWN, PAGE = "report.md", "report.html"
 # What may stand in a column of numbers, which is right-aligned and never broken.
 _NUMBER = r"[+\-−]?[\d.,]+(?:e[+\-]?\d+)?"
 NUMBER = re.compile(
-    rf"{_NUMBER}(?: ± {_NUMBER}|/\d+|(?:, \d+)*)(?: %| points)?|-|nan|not measured|"
+    rf"{_NUMBER}(?: ± {_NUMBER}|/\d+|(?:, \d+)*)(?: %| points)?|-|nan|not measured|not run|"
 )
 
 

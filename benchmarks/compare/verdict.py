@@ -24,10 +24,14 @@ def verdict(found: Results) -> list[str]:
     if gradients[0] != gradients[1]:
         first += f" It took {gradients[0] / gradients[1]:g} times the gradients of {rival}."
     change = {name: table.loc[best, name] - table.loc[rival, name] for name in table}
+    difference = compared(judge.scale * change[judge.test], judge.difference, judge.digits)
+    against = f"Against {rival}: {difference}."
+    if len(others) > 1:
+        against += f" As the best of {len(errors)} by this very {judge.name} it looks a little"
+        against += " better than it is: the interval does not allow for the choice."
     return [
         first,
-        f"Against {rival}: "
-        f"{compared(judge.scale * change[judge.test], judge.difference, judge.digits)}.",
+        against,
         f"Width against {rival}: local energy "
         f"{compared(judge.scale * change['local_energy'], judge.difference.split()[0])}; "
         f"top eigenvalue of the Hessian "

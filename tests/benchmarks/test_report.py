@@ -94,6 +94,13 @@ def test_the_verdict_says_what_is_best_and_whether_that_is_noise(found):
     assert f"-1.00 points of error (95% from {low:+.2f} to {high:+.2f}: not more" in against
 
 
+def test_the_verdict_says_that_the_best_was_chosen_among_many(found):
+    assert "does not allow for the choice" not in verdict(found)[1]
+    found["methods"]["third"] = record(0.3)
+    assert "best of 3" in verdict(found)[1]
+    assert "does not allow for the choice" in verdict(found)[1]
+
+
 def test_a_text_is_judged_by_its_loss(found):
     found["data"] |= {"is_text": True, "predictions": 64}
     found["methods"]["adam"]["final"]["test_error"] = [0.0, 0.0, 0.0]
