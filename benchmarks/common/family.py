@@ -8,12 +8,13 @@ import optax
 import entropix
 from benchmarks.common.baselines import BASELINES
 from benchmarks.common.methods import (
-    ENTROPY_LOOP,
+    ENTROPY_SGD,
     METHODS,
     REPLICATED,
     Course,
     Hyperparameters,
     Method,
+    entropy_loop,
     entropy_sgd,
     falling,
     grown_gamma,
@@ -54,6 +55,8 @@ def parle(values: Hyperparameters, course: Course, key: jax.Array) -> optax.Grad
         inner_steps=int(values["inner_steps"]),
         inner_momentum=values["inner_momentum"],
         noise=values["noise"],
+        ema_decay=values["ema_decay"],
+        debias=bool(values["debias"]),
         momentum=values["momentum"] or None,
         key=key,
         axis_name=course.axis_name,
@@ -182,7 +185,10 @@ FAMILY: dict[str, Method] = {
     "parle": Method(
         "Parle, evaluated at the mean of the replicas' anchors",
         parle,
-        {"learning_rate": 1.0, "momentum": 0.0, "rho": 0.3, **ENTROPY_LOOP, "noise": 0.0},
+        {
+            **preset(entropix.parle, "learning_rate", "momentum", "rho"),
+            **entropy_loop(entropix.parle),
+        },
         replicated=True,
         cycle="inner_steps",
     ),
@@ -214,7 +220,7 @@ FAMILY: dict[str, Method] = {
     "partial_entropy_sgd": Method(
         "Entropy-SGD on the kernels and SGD on the rest, evaluated at the kernels' anchor",
         entropy_sgd_of_kernels,
-        {**preset(entropix.entropy_sgd, "learning_rate", "momentum"), **ENTROPY_LOOP},
+        ENTROPY_SGD,
         cycle="inner_steps",
     ),
     "partial_replicated_sgd": Method(

@@ -195,8 +195,8 @@ def factor(found: Results, method: str) -> float:
     """How far from the tuned gamma, or from the range of its schedule, the farthest answer is."""
     worst = 1.0
     for record in found["rows"].values():
-        first, *_, last = [*record[method]["tuned"], *record[method]["tuned"]]
+        tuned = record[method]["tuned"]
         for answers in record[method]["found"].values():
             one = float(np.median(answers))
-            worst = max(worst, min(first, last) / one, one / max(first, last))
+            worst = max(worst, min(tuned) / one, one / max(tuned))
     return worst
