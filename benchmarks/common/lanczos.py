@@ -165,6 +165,20 @@ def curvlinops(task: Task) -> Call:
     return call
 
 
+def hessian_eigenthings(task: Task) -> Call:
+    """hessian-eigenthings' spectral density with one run."""
+    import hessian_eigenthings as package
+
+    model, criterion, data = torch_problem(task)
+
+    def call() -> NDArray[Any]:
+        operator = package.HessianOperator(model, [data], package.supervised_loss(criterion))
+        density = package.spectral_density(operator, num_runs=1, lanczos_steps=task.steps, seed=0)
+        return np.sort(np.asarray(density.raw_eigenvalues[0]))
+
+    return call
+
+
 def torch_problem(task: Task) -> tuple[Any, Any, Any]:
     """The network, loss and data of the task in torch."""
     import torch
@@ -215,4 +229,5 @@ PEERS: dict[str, tuple[tuple[str, ...], Callable[[Task], Call]]] = {
     "matfree": (("matfree",), matfree),
     "PyHessian": (("torch", "pyhessian"), pyhessian),
     "curvlinops": (("torch", "curvlinops"), curvlinops),
+    "hessian-eigenthings": (("torch", "hessian_eigenthings"), hessian_eigenthings),
 }

@@ -9,7 +9,6 @@ from benchmarks.common.peak_memory import peak_memory
 from benchmarks.common.timing import Figure, figure, not_measured, time_rounds
 
 OURS = "lanczos"
-SECTION = f"Hessian by Lanczos: {SMALL}"
 
 
 def measure(rounds: int) -> list[Figure]:
@@ -25,17 +24,18 @@ def measure(rounds: int) -> list[Figure]:
     calls = {name: build() for name, build in builders.items()}
     largest = {name: lanczos.describe_largest(call()) for name, call in calls.items()}
     seconds = time_rounds(calls, rounds=rounds)
+    section = f"Hessian by Lanczos: {SMALL}"
     figures = []
     for name, (packages, _) in PEERS.items():
         if name in installed:
             note = f"largest Ritz value {largest[OURS]}, of the peer {largest[name]}"
             figures.append(
                 figure(
-                    seconds, OURS, name, section=SECTION, note=note,
+                    seconds, OURS, name, section=section, note=note,
                     memory_bytes=memory[OURS], reference_memory_bytes=memory[name],
                 )
             )  # fmt: skip
         else:
             note = f"needs {' and '.join(packages)}: pip install -e '.[peers]'"
-            figures.append(not_measured(OURS, name, section=SECTION, note=note))
+            figures.append(not_measured(OURS, name, section=section, note=note))
     return figures

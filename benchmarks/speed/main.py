@@ -6,10 +6,11 @@ from typing import Annotated
 from benchmarks.common.figures import present
 from benchmarks.common.options import Among, FolderOptions, Within
 from benchmarks.common.run_folder import open_folder
-from benchmarks.speed import committee, flatness, training
+from benchmarks.speed import committee, flatness, meetings, training
 
 SECTIONS = {
     "training": training.measure,
+    "meetings": meetings.measure,
     "flatness": flatness.measure,
     "committee": committee.measure,
 }
