@@ -228,6 +228,7 @@ def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
     assert loads.summarized(found)["N = 45"].tolist() == ["at least 0.4"]
 
 
+@pytest.mark.slow
 def test_the_report_of_the_loads_has_its_picture(tmp_path):
     """Also where an algorithm solved nothing, or was not run at a size."""
 

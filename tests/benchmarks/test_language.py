@@ -171,6 +171,7 @@ def some_text():
     return data.Dataset("rule", x[:50], y[:50], x[50:], y[50:], 7)
 
 
+@pytest.mark.slow
 def test_loss_and_error_are_per_character():
     text, network = some_text(), Network(TINY, (6,))
     params = variables(TINY)["params"]

@@ -83,6 +83,7 @@ def test_gradient_descent_keeps_its_best_weights():
         )
 
 
+@pytest.mark.slow
 def test_solutions_and_their_neighbors_are_counted():
     """Against a loop over all pairs; what the samples are asked is the same."""
     for seed, num_patterns in ((0, 4), (1, 7), (2, 30)):

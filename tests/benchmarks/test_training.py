@@ -153,7 +153,8 @@ def test_every_method_learns(name):
     assert np.isfinite(scores.train_loss).all()
 
 
-@pytest.mark.parametrize("name", some_slow(METHODS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_a_checkpoint_changes_no_bit(name, tmp_path):
     trainer = trainer_of(name)
     state, _ = trainer.advance(trainer.init(), 53)

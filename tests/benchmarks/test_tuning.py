@@ -261,6 +261,7 @@ def tiny():
     return Row("tiny", "digits", GRADIENTS, images=200, batch_size=BATCH)
 
 
+@pytest.mark.slow
 def test_tuning_keeps_every_trial_and_never_reads_a_test_image():
     class NoTest(type(load("digits"))):
         def __getattribute__(self, name):

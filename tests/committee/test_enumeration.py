@@ -25,7 +25,7 @@ MACHINES = [
     (Committee(12, 4, output="parity"), 5, 0.10),
     (Committee(3, 4, "full", output="parity"), 4, 0.175),
 ]
-QUICK = (0, 3, 9)
+QUICK = (0, 9)
 
 
 def solve(model, num_patterns, num_instances, node):

@@ -74,17 +74,16 @@ def test_one_pass_is_that_of_plain_numpy(model, x64):
     np.testing.assert_allclose(found.weights, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "alpha"),
     [
         (SPHERE, 1.0),
-        pytest.param(Committee(999, 3, weights="spherical"), 1.0, marks=pytest.mark.slow),
-        pytest.param(Committee(33, 3, "full", weights="spherical"), 1.0, marks=pytest.mark.slow),
-        pytest.param(Committee(101, weights="spherical"), 1.0, marks=pytest.mark.slow),
-        pytest.param(
-            Committee(45, 3, output="parity", weights="spherical"), 1.0, marks=pytest.mark.slow
-        ),
-        pytest.param(Committee(101), 0.2, marks=pytest.mark.slow),
+        (Committee(999, 3, weights="spherical"), 1.0),
+        (Committee(33, 3, "full", weights="spherical"), 1.0),
+        (Committee(101, weights="spherical"), 1.0),
+        (Committee(45, 3, output="parity", weights="spherical"), 1.0),
+        (Committee(101), 0.2),
     ],
     ids=str,
 )

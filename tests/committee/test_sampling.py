@@ -16,12 +16,13 @@ from entropix.committee import (
 from tests.committee.exhaustive import solutions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
         Committee(15),
-        pytest.param(Committee(15, 3), marks=pytest.mark.slow),
-        pytest.param(Committee(14, 2, output="parity"), marks=pytest.mark.slow),
+        Committee(15, 3),
+        Committee(14, 2, output="parity"),
     ],
     ids=str,
 )

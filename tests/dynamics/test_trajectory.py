@@ -87,6 +87,7 @@ def test_pca_projection_is_the_singular_value_decomposition():
     np.testing.assert_allclose(np.abs(found.coordinates), np.abs(u * s)[:, :3], rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_random_projection_is_linear_and_of_unit_directions():
     identity = {"a": jnp.eye(6)[:, :4].reshape(6, 2, 2), "b": jnp.eye(6)[:, 4:]}

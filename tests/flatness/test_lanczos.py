@@ -126,6 +126,7 @@ def test_trees_and_mixed_dtypes():
     assert float(result.diagonal[0]) == pytest.approx(2.0, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_give_the_same(x64):
     a, starts = np.diag(RNG.normal(size=40)), jnp.asarray(RNG.normal(size=(3, 40)))
     # The second start lies in an invariant subspace of two dimensions.

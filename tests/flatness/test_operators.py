@@ -181,8 +181,9 @@ def test_covariance_of_gradients(x64):
     np.testing.assert_allclose(found, np.cov(gradients.T, bias=True), atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, pytest.param(25, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [None, 25])
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize(
     ("product", "accuracy"),
     [("forward_over_reverse", 1e-13), ("reverse_over_reverse", 1e-13), ("finite_difference", 1e-9)],
@@ -337,6 +338,7 @@ def low_precision_problem():
     return jnp.ones(16, jnp.bfloat16), x, exact[::-1]
 
 
+@pytest.mark.slow
 def test_bars_of_low_precision_hold():
     w, x, exact = low_precision_problem()
     h = hessian(problems.quadratic, w, x)

@@ -171,7 +171,8 @@ def test_entropy_obeys_its_bounds_and_monotonicities(weights, num_hidden, x64):
     assert float(theory.overlap[0]) == pytest.approx(0, abs=1e-11)
 
 
-@pytest.mark.parametrize("weights", [pytest.param("binary", marks=pytest.mark.slow), "spherical"])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["binary", "spherical"])
 def test_slope_in_the_load_is_the_cost_of_a_pattern(weights, x64):
     entropy = lambda alpha: replica_symmetric(alpha, weights=weights).entropy
     theory = replica_symmetric(0.5, weights=weights)

@@ -110,6 +110,7 @@ def test_full_density_close_by_exactly_below_the_capacity(x64):
     assert beyond.beyond_capacity.tolist() == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_hidden", "alpha"), [(1, 1.0), (math.inf, 1.0), (1, 0.3)])
 def test_joins_the_typical_entropy_where_replicas_need_no_attraction(num_hidden, alpha, x64):
     typical = replica_symmetric(alpha, weights="spherical", num_hidden=num_hidden)

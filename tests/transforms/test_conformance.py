@@ -309,6 +309,7 @@ def test_multi_steps_accumulates(row):
     assert_close(params, baseline(row)[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 @ROWS
 def test_apply_if_finite_skips_bad_gradients(row):
     tx = make(row)
@@ -553,6 +554,7 @@ def test_keys_make_paths(row):
     assert_same(run(make(row, key=jax.random.PRNGKey(1)))[0], one)
 
 
+@pytest.mark.slow
 @ROWS
 def test_vmapped_keys_give_each_replica_its_own_noise(row):
     if not row.random:

@@ -165,6 +165,7 @@ def test_groups_of_a_partition_with_the_default_key():
     assert jnp.all(updates["a"] != updates["b"])
 
 
+@pytest.mark.slow
 def test_replicas_on_an_axis_of_the_leaves():
     tx = entropix.parle(axis=0, **ENTROPY_SGD)
     assert num_distinct(drawn(tx, STACK, tx.init(STACK))) == Y

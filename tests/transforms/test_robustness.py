@@ -186,7 +186,13 @@ DIFFERENTIABLE = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "entropy_sgd" else pytest.param(name, marks=pytest.mark.slow)
+        for name in DIFFERENTIABLE
+    ],
+)
 def test_derivatives_through_updates(name, x64):
     """Forward and reverse, of a few steps on a quartic, against central differences."""
     tx = DIFFERENTIABLE[name]
