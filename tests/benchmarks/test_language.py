@@ -208,7 +208,7 @@ def test_every_method_of_a_comparison_trains_on_a_text(name):
     values = method.hyperparameters("gpt_tiny", {})
 
     def build(key, axis_name):
-        course = Course(40, 1e-3, axis_name if method.replicated else ())
+        course = Course(300, 1e-3, axis_name if method.replicated else ())
         return method.build(values, course, key)
 
     trainer = Trainer(
