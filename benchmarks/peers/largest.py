@@ -112,7 +112,8 @@ def measure(rounds: int) -> list[Figure]:
 
 def section() -> str:
     """The title of the table; to count the weights starts a backend, which no import may do."""
-    return f"largest eigenvalue of the Hessian: {SMALL}"
+    weights = SMALL.network.num_parameters()
+    return f"largest eigenvalue of the Hessian: {weights:,} weights, {SMALL.examples:,} examples"
 
 
 def missing(name: str, packages: tuple[str, ...]) -> Figure:

@@ -13,8 +13,8 @@ from benchmarks.common import figures, lanczos, timing
 from benchmarks.common.memory import keep_freed_memory
 from benchmarks.common.options import UsageError
 from benchmarks.common.peak_memory import peak_memory
-from benchmarks.peers import curvature, steps, workers
-from benchmarks.speed import flatness, main
+from benchmarks.peers import curvature, largest, steps, workers
+from benchmarks.speed import flatness, main, meetings
 
 
 @pytest.fixture
@@ -150,6 +150,26 @@ def test_workers_of_torch_go_where_ours_go(monkeypatch):
     for _ in range(3):
         peer()
     assert peer.loss() == pytest.approx(ours.loss(), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_meetings_are_measured_against_none(monkeypatch):
+    monkeypatch.setattr(meetings, "STEPS", 1)
+    monkeypatch.setattr(meetings, "REPLICAS", 2)
+    monkeypatch.setattr(meetings, "PERIODS", (10,))
+    lines = meetings.measure(2)
+    assert [line.reference for line in lines] == [
+        "optax.sgd, momentum 0.9", "optax.sgd, momentum 0.9", "optax.adamw",
+    ]  # fmt: skip
+    assert all(line.ratio > 0 for line in lines)
+
+
+def test_largest_eigenvalue_names_the_packages_that_are_missing(monkeypatch):
+    peers = {"absent": (("no_such_package",), None)}
+    monkeypatch.setattr(largest, "PEERS", peers)
+    (line,) = largest.measure(rounds=2)
+    assert line.ratio is None
+    assert "no_such_package" in line.note
 
 
 @pytest.mark.slow
