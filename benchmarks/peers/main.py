@@ -6,14 +6,13 @@ from typing import Annotated
 from benchmarks.common.figures import present
 from benchmarks.common.options import Among, FolderOptions, Within
 from benchmarks.common.run_folder import open_folder
-from benchmarks.peers import curvature, largest, steps, sweeps, workers
+from benchmarks.peers import curvature, largest, steps, workers
 
 SECTIONS = {
     "steps": steps.measure,
     "workers": workers.measure,
     "curvature": curvature.measure,
     "largest": largest.measure,
-    "sweeps": sweeps.measure,
 }
 
 
@@ -22,7 +21,7 @@ class Peers(FolderOptions):
     """Measure the same work by this library and by others, each figure a ratio of one run."""
 
     sections: Annotated[tuple[str, ...], Among("section", lambda: SECTIONS)] = tuple(SECTIONS)
-    """Training steps, workers of local SGD, Lanczos, the largest eigenvalue, belief propagation."""
+    """Training steps, workers of local SGD, Lanczos, the largest eigenvalue."""
     rounds: Annotated[int, Within(2)] = 9
     """How often each candidate is run; the ratio is the median over the rounds."""
 
