@@ -10,6 +10,7 @@ import optax
 import pandas as pd
 
 import entropix
+from benchmarks.committee.minima import with_error
 from benchmarks.committee.problems import both_classes
 from benchmarks.common.data import digits
 from entropix import flatness
@@ -152,9 +153,9 @@ def table(found: dict[str, Any]) -> pd.DataFrame:
     for network, optimizers in found["networks"].items():
         for optimizer, records in optimizers.items():
             cells = [
-                (100 * np.array([record["test_error"] for record in records]), ".2f"),
-                (100 * np.array([record["local_energy"][-1] for record in records]), ".2f"),
-                (np.array([record["local_entropy"][-1] for record in records]), ".4f"),
+                (100 * np.array([record["test_error"] for record in records]), 2),
+                (100 * np.array([record["local_energy"][-1] for record in records]), 2),
+                (np.array([record["local_entropy"][-1] for record in records]), 4),
             ]
             rows.append(
                 (
@@ -162,10 +163,7 @@ def table(found: dict[str, Any]) -> pd.DataFrame:
                     optimizer,
                     f"{records[0]['weights']:,}",
                     f"{np.median([record['steps'] for record in records]):.0f}",
-                    *(
-                        f"{x.mean():{form}} ± {x.std(ddof=1) / len(x) ** 0.5:{form}}"
-                        for x, form in cells
-                    ),
+                    *(with_error(numbers, digits) for numbers, digits in cells),
                     str(sum(bool(record["diagnosis"]) for record in records)),
                 )
             )

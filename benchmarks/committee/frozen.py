@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.common.plots import standard_error
 from entropix import replica_theory
 from entropix.committee import Committee, parallel_tempering, random_patterns
 
@@ -121,7 +122,7 @@ def mean(numbers: list[float]) -> float:
 
 def spread(numbers: list[float]) -> float:
     """Standard error of the mean, 0 for a single one."""
-    return float(np.std(numbers, ddof=1) / len(numbers) ** 0.5) if len(numbers) > 1 else 0.0
+    return float(standard_error(np.array(numbers))) if numbers else 0.0
 
 
 def table(found: dict[str, Any]) -> pd.DataFrame:

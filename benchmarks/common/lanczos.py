@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.models import Dense
 from benchmarks.common.network import Network
+from benchmarks.common.objectives import Objectives
 from entropix.flatness import hessian, lanczos
 
 # The threads of torch spin while they wait, and starve each other where anything else runs: on two
@@ -60,13 +61,11 @@ class Task:
 
     def loss(self, params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Mean cross entropy."""
-        logits = self.network.logits(params, {}, batch[0])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+        return Objectives(self.network).loss(params, (*batch, {}))
 
     def error(self, params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Share of the examples got wrong."""
-        wrong = jnp.argmax(self.network.logits(params, {}, batch[0]), axis=-1) != batch[1]
-        return wrong.astype(jnp.float32).mean()
+        return Objectives(self.network).error(params, (*batch, {}))
 
     def problem(self) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         """Fresh weights, and the data."""

@@ -5,11 +5,11 @@ change from one power iteration to the next in PyHessian, which says nothing of 
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 
 from benchmarks.common.lanczos import SMALL, Task, eig_of_old_torch, torch_problem
-from benchmarks.common.timing import Figure, figure, not_measured, time_rounds
+from benchmarks.common.timing import Figure, figure, time_rounds
+from benchmarks.peers.curvature import installed, missing
 from entropix.flatness import eigenvalues, hessian
 
 TOLERANCE, EXACT_TOLERANCE = 1e-3, 1e-6
@@ -85,27 +85,23 @@ PEERS: dict[str, tuple[tuple[str, ...], Callable[[Task], Callable[[], float]]]] 
 
 def measure(rounds: int) -> list[Figure]:
     """The time of each installed package against ours, and the errors of both."""
-    installed = {
-        name: build
-        for name, (packages, build) in PEERS.items()
-        if all(importlib.util.find_spec(package) for package in packages)
-    }
-    if not installed:
-        return [missing(name, packages) for name, (packages, _) in PEERS.items()]
+    present, title = installed(PEERS), section()
+    if not present:
+        return [missing(OURS, name, packages, title) for name, (packages, _) in PEERS.items()]
     exact = entropix_top(SMALL, EXACT_TOLERANCE)()
     builders = {OURS: functools.partial(entropix_top, SMALL)} | {
-        name: functools.partial(build, SMALL) for name, build in installed.items()
+        name: functools.partial(build, SMALL) for name, build in present.items()
     }
     calls = {name: build() for name, build in builders.items()}
     errors = {name: abs(call() / exact - 1) for name, call in calls.items()}
     seconds = time_rounds(calls, rounds=rounds)
     return [
         figure(
-            seconds, OURS, name, section=section(), target=1.0,
+            seconds, OURS, name, section=title, target=1.0,
             note=f"off by {errors[OURS]:.1e}, the peer by {errors[name]:.1e}",
         )
-        if name in installed
-        else missing(name, packages)
+        if name in present
+        else missing(OURS, name, packages, title)
         for name, (packages, _) in PEERS.items()
     ]  # fmt: skip
 
@@ -114,9 +110,3 @@ def section() -> str:
     """The title of the table; to count the weights starts a backend, which no import may do."""
     weights = SMALL.network.num_parameters()
     return f"largest eigenvalue of the Hessian: {weights:,} weights, {SMALL.examples:,} examples"
-
-
-def missing(name: str, packages: tuple[str, ...]) -> Figure:
-    """The line of a package that is not installed."""
-    note = f"needs {' and '.join(packages)}: pip install -e '.[peers]'"
-    return not_measured(OURS, name, section=section(), note=note)

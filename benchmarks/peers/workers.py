@@ -9,7 +9,8 @@ import optax
 
 import entropix
 from benchmarks.common.lanczos import SMALL, torch_problem
-from benchmarks.common.timing import Figure, figure, not_measured, time_rounds
+from benchmarks.common.timing import Figure, figure, time_rounds
+from benchmarks.peers.curvature import missing
 from entropix.replicas import replicate
 
 WORKERS, INNER_STEPS, BATCH = 4, 10, 128
@@ -109,8 +110,7 @@ class Torch:
 def measure(rounds: int) -> list[Figure]:
     """A round here against a round of torch's, from the same weights over the same batches."""
     if importlib.util.find_spec("torch") is None:
-        note = "needs torch: pip install -e '.[peers]'"
-        return [not_measured(OURS, PEER, section=SECTION, note=note)]
+        return [missing(OURS, PEER, ("torch",), SECTION)]
     ours, peer = Ours(), Torch()
     seconds = time_rounds({OURS: ours, PEER: peer}, rounds=rounds)
     note = f"after {rounds + 1} rounds loss {ours.loss():.4g}, torch's {peer.loss():.4g}"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from entropix._checks import check_number
+from entropix._checks import check_integer, check_number
 from entropix.transforms import eval_params
 
 
@@ -105,10 +105,7 @@ def find_gamma(
     check_number("share", share, above=0, below=1)
     check_number("low", low, above=0)
     check_number("high", high, above=low)
-    if isinstance(num_gammas, bool) or not isinstance(num_gammas, int):
-        raise TypeError(f"num_gammas must be an integer >= 2, got {num_gammas!r}")
-    if num_gammas < 2:
-        raise ValueError(f"num_gammas must be an integer >= 2, got {num_gammas}")
+    check_integer("num_gammas", num_gammas, at_least=2)
     gammas = jnp.asarray(np.geomspace(low, high, num_gammas), jnp.float32)
     if axis is not None:
         grad_fn = jax.vmap(grad_fn, (axis, 0), axis)
