@@ -83,9 +83,11 @@ def lanczos(operator: Operator, v0: Any, num_steps: int, *, with_basis: bool = F
         raise ValueError(
             f"v0 must have the shapes of the operator's vectors, {expected}, got {got}"
         )
-    v0 = jax.tree.map(jnp.asarray, v0)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(v0)):
-        length = float(norm(operator.space.parts(v0)))
+        # What is known stays so where lanczos itself is being compiled into another function.
+        with jax.ensure_compile_time_eval():
+            v0 = jax.tree.map(jnp.asarray, v0)
+            length = float(norm(operator.space.parts(v0)))
         if not 0 < length < float("inf"):
             raise ValueError(f"v0 must be finite and not 0, got one of norm {length}")
     return _lanczos(

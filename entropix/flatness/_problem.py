@@ -47,8 +47,14 @@ def check_inputs(params: Any, data: Any, batch_size: int | None) -> None:
 
 
 def _is_finite(leaf: Any) -> bool:
-    """Whether all numbers are finite, looked at where they are: no leaf is gathered."""
-    return bool(np.all(np.isfinite(leaf)) if isinstance(leaf, np.ndarray) else _all_finite(leaf))
+    """Whether all numbers are finite, looked at where they are: no leaf is gathered.
+
+    Inside a function that is being compiled too, where the leaf is a constant.
+    """
+    if isinstance(leaf, np.ndarray):
+        return bool(np.all(np.isfinite(leaf)))
+    with jax.ensure_compile_time_eval():
+        return bool(_all_finite(leaf))
 
 
 @jax.jit
@@ -197,8 +203,9 @@ def _warn_unless_mean(
     half = whole // 2
 
     def value(start: int, stop: int) -> float:
-        part = jax.tree.map(lambda x: x[start:stop], data)
-        return float(_value(hoist(loss, params, examples(data, stop - start)), params, part))
+        with jax.ensure_compile_time_eval():
+            part = jax.tree.map(lambda x: x[start:stop], data)
+            return float(_value(hoist(loss, params, examples(data, stop - start)), params, part))
 
     union, first, second = value(0, whole), value(0, half), value(half, whole)
     mean = (half * first + (whole - half) * second) / whole

@@ -54,6 +54,14 @@ def test_equals_the_numpy_process(num_steps, x64):
     assert int(result.num_steps) == num_steps
 
 
+def test_a_start_that_is_a_constant_of_a_compiled_function():
+    start = jnp.ones(3)
+    found = jax.jit(lambda: run_lanczos(lambda v: 2 * v, start, 1).diagonal)()
+    np.testing.assert_allclose(found, [2.0])
+    with pytest.raises(ValueError, match="norm 0"):
+        jax.eval_shape(lambda: run_lanczos(lambda v: v, 0 * np.ones(3), 1))
+
+
 def test_float32_basis_stays_orthonormal_when_ritz_values_converge():
     """Without re-orthogonalization the outliers come back as ghosts after some 30 steps."""
     spectrum = np.concatenate([1e-2 * RNG.normal(size=500), [30.0, 20.0, -10.0]])

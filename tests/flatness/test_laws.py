@@ -145,6 +145,18 @@ def test_jit_equals_eager(name, x64):
 PARAMS, DATA = problems.mlp_problem(hidden=6)
 
 
+@pytest.mark.parametrize(
+    ("name", "batch_size"), [*((name, None) for name in EVERY), ("hessian", 3)]
+)
+def test_parameters_and_data_may_be_constants_of_a_compiled_function(name, batch_size):
+    params, data = problems.mlp_problem(examples=8, hidden=1, inputs=2)
+
+    bad = params | {"w": params["w"].at[0].set(jnp.nan)}
+    jax.eval_shape(lambda: EVERY[name](problems.mlp, params, data, batch_size))
+    with pytest.raises(ValueError, match="params"):
+        jax.eval_shape(lambda: EVERY[name](problems.mlp, bad, data, batch_size))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_bad_problems(name):
     for loss, params, data, error, message in (
