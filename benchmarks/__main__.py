@@ -55,6 +55,18 @@ COMMANDS: dict[str, Command] = {
         "the tuned methods on fresh seeds and the test images, with intervals",
         "1 to 3 minutes",
     ),
+    "budgets": Command(
+        "benchmarks.tuning.budgets",
+        "Budgets",
+        "the tuned methods at other budgets, with their test errors all along the runs",
+        "TIME_B, needs Fashion-MNIST",
+    ),
+    "devices": Command(
+        "benchmarks.tuning.devices",
+        "Devices",
+        "replicated and data-parallel methods: error against bytes sent and steps in parallel",
+        "TIME_D, needs Fashion-MNIST",
+    ),
     "defaults": Command(
         "benchmarks.tuning.defaults",
         "Defaults",

@@ -216,8 +216,12 @@ BASELINES: dict[str, Contender] = {
         "sharpness-aware minimization (SAM), two gradients for one step",
         sam,
         {**SHARED, "rho": Log(0.01, 1.0)},
+        cycle=2,
     ),
     "asam": Contender(
-        "adaptive SAM, two gradients for one step", asam, {**SHARED, "rho": Log(0.05, 5.0)}
+        "adaptive SAM, two gradients for one step",
+        asam,
+        {**SHARED, "rho": Log(0.05, 5.0)},
+        cycle=2,
     ),
 }

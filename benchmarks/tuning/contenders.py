@@ -49,6 +49,7 @@ class Contender:
       copies: of the network.
       budgets: gradients it is given, in units of the row's budget.
       gradients: that one update of one copy takes.
+      cycle: updates that make one step; between them the weights are no place to be judged at.
       alike: whether the copies start from the same weights, where no hyper-parameter says so.
       weights: of a method with one copy, the weights to evaluate from (optimizer state, weights of
         the training loop), where `entropix.eval_params` does not know them.
@@ -62,6 +63,7 @@ class Contender:
     copies: int = 1
     budgets: int = 1
     gradients: int = 1
+    cycle: int = 1
     alike: bool = False
     weights: Callable[[optax.OptState, optax.Params], optax.Params] | None = None
     smooth: Callable[[Values], Callable[[Loss], SmoothedLoss]] | None = None

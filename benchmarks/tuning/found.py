@@ -11,7 +11,8 @@ import pandas as pd
 from benchmarks.common.report import ROOMS, templates
 from benchmarks.common.run_folder import RESULTS, Results, read_results, write_text
 from benchmarks.common.terminal import say
-from benchmarks.tuning import defaults
+from benchmarks.tuning import budgets as other_budgets
+from benchmarks.tuning import defaults, devices
 from benchmarks.tuning import gammas as coupling_test
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.measures import QUANTITIES
@@ -95,6 +96,8 @@ def text() -> str:
                 ],
             ),
             budgets=budget_table(),
+            curves=of_rows("budgets", other_budgets.table, other_budgets.against),
+            devices=of_rows("devices", devices.table),
             winners=winner_table(all_found),
             gammas=gamma_table(all_found),
             missing=pd.DataFrame(
@@ -139,6 +142,16 @@ def of_room(name: str, show: Callable[[Results], Any]) -> Any:
     """What another command has recorded, shown; None where it has not."""
     found = read_results(ROOMS / "results" / name)
     return None if found is None else show(found)
+
+
+def of_rows(command: str, *tables: Callable[[Results], Any]) -> list[dict[str, Any]]:
+    """What a command has recorded of each row: the row, the results, and some tables of them."""
+    rooms = {name: read_results(ROOMS / "results" / f"{command}-{name}") for name in ROWS}
+    return [
+        {"name": name, "found": found, "tables": [one(found) for one in tables]}
+        for name, found in rooms.items()
+        if found is not None
+    ]
 
 
 def verdict_table(all_found: list[Results]) -> pd.DataFrame:

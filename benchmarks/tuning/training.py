@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Where trials ended, in chunks as they were trained.
+    """Where trials were at some moment, in chunks as they were trained.
 
     Attributes:
       trials: which.
@@ -101,6 +101,23 @@ class Trainings:
 
     def train(self, trials: Sequence[Trial], gradients: int) -> Iterator[Trained]:
         """Trains the trials at a budget, a chunk at a time; the last one may be short."""
+        ends = [self._contender.updates(gradients)]
+        for [trained] in self.follow(trials, gradients, ends):
+            yield trained
+
+    def follow(
+        self, trials: Sequence[Trial], gradients: int, marks: Sequence[int]
+    ) -> Iterator[list[Trained]]:
+        """The same, with where the trials were after some numbers of updates.
+
+        Args:
+          trials: what to train.
+          gradients: the budget, which the schedules go by.
+          marks: rising numbers of updates; nothing is trained beyond the last.
+
+        Yields:
+          Of a chunk, what there was at each mark.
+        """
         updates = jnp.int32(self._contender.updates(gradients))
         for start in range(0, len(trials), CHUNK):
             chunk = trials[start : start + CHUNK]
@@ -108,11 +125,15 @@ class Trainings:
             params, stats = self._program(
                 stacked([trial.values for trial in full]),
                 jnp.asarray([trial.fold for trial in full], jnp.int32),
-                updates, self._images, self._starts, self._places,
+                updates, jnp.asarray(marks, jnp.int32),
+                self._images, self._starts, self._places,
             )  # fmt: skip
-            kept = slice(len(chunk))
-            params, stats = jax.tree.map(lambda leaf, kept=kept: leaf[kept], (params, stats))
-            yield Trained(chunk, params, self._settled(chunk, params, stats))
+            found = []
+            for at in range(len(marks)):
+                kept = (slice(len(chunk)), at)
+                here = jax.tree.map(lambda x, kept=kept: x[kept], (params, stats))
+                found.append(Trained(chunk, here[0], self._settled(chunk, *here)))
+            yield found
 
     def _settled(self, trials: Sequence[Trial], params: Params, stats: BatchStats) -> BatchStats:
         """Batch statistics recomputed for the weights, from images that the trial has seen."""
@@ -167,6 +188,7 @@ def train_chunk(
     values: Values,
     fold: jax.Array,
     updates: jax.Array,
+    marks: jax.Array,
     images: Images,
     starts: Start,
     places: jax.Array,
@@ -177,8 +199,9 @@ def train_chunk(
         values, at = trial
         start = jax.tree.map(lambda leaf: leaf[at], starts)
         return train_one(
-            network, contender, values, start, updates, lambda step: places[at, step], images
-        )
+            network, contender, values, start, updates, marks,
+            lambda step: places[at, step], images,
+        )  # fmt: skip
 
     mapped = jax.vmap(one) if together else partial(jax.lax.map, one)
     answer: tuple[Params, BatchStats] = mapped((values, fold))
@@ -191,6 +214,7 @@ def train_one(
     values: Values,
     start: Start,
     updates: jax.Array,
+    marks: jax.Array,
     places: Callable[[jax.Array], jax.Array],
     images: Images,
 ) -> tuple[Params, BatchStats]:
@@ -201,12 +225,13 @@ def train_one(
       contender: the method.
       values: its hyper-parameters.
       start: of its copies, leaves (copies, ...).
-      updates: steps to make.
+      updates: steps of the whole run, which the schedules go by.
+      marks: rising numbers of steps; the last is where training stops.
       places: from the step to places in the training set, (copies, batch).
       images: training images and classes.
 
     Returns:
-      The weights to evaluate and some batch statistics of theirs.
+      The weights to evaluate and some batch statistics of theirs at each mark, stacked.
     """
     replicated = contender.copies > 1
 
@@ -232,12 +257,22 @@ def train_one(
         here = places(at) if replicated else places(at)[0]
         return step(state, (images[0][here], images[1][here]))[0]
 
-    state = jax.lax.fori_loop(jnp.int32(0), updates, body, state)
-    if not replicated:
+    def evaluated(state: TrainState) -> tuple[Params, BatchStats]:
+        if replicated:
+            center = entropix.eval_params(state.opt_state, state.params, axis=0)
+            return center, first(state.batch_stats)
         weights = contender.weights or entropix.eval_params
         return weights(state.opt_state, state.params), state.batch_stats
-    center = entropix.eval_params(state.opt_state, state.params, axis=0)
-    return center, first(state.batch_stats)
+
+    def stretch(
+        state: TrainState, ends: tuple[jax.Array, jax.Array]
+    ) -> tuple[TrainState, tuple[Params, BatchStats]]:
+        state = jax.lax.fori_loop(*ends, body, state)
+        return state, evaluated(state)
+
+    begins = jnp.concatenate([jnp.zeros(1, jnp.int32), marks[:-1]])
+    found: tuple[Params, BatchStats] = jax.lax.scan(stretch, state, (begins, marks))[1]
+    return found
 
 
 def first(tree: Any) -> Any:
