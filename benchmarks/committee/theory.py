@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from benchmarks.committee import depth, frozen, minima, theory_figures
+from benchmarks.committee import depth, entropic, frozen, minima, theory_figures
 from benchmarks.common import environment
 from benchmarks.common.options import POSITIVE, Among, ResumeOptions, configuration
 from benchmarks.common.plots import save
@@ -54,12 +54,19 @@ class Theory(ResumeOptions):
         "wide_minima",
         "frozen",
         "depth",
+        "entropic",
     )
     """Which figures."""
     seeds: Annotated[int, POSITIVE] = 3
     """Instances of each point."""
     size: Annotated[int, POSITIVE] = 501
     """Weights of the networks that algorithms are run on, odd; a tree's are rounded."""
+    networks: Annotated[tuple[str, ...], Among("network", lambda: entropic.NETWORKS)] = (
+        "perceptron",
+        "tree",
+        "shared",
+    )
+    """Which networks, of the figure entropic."""
 
 
 def run(options: Theory) -> int:
@@ -277,9 +284,11 @@ FIGURES: dict[str, Callable[[Theory], dict[str, Any]]] = {
     "wide_minima": wide_minima,
     "frozen": lambda options: frozen.frozen(options.seeds),
     "depth": lambda options: depth.depth(options.seeds),
+    "entropic": lambda options: entropic.entropic(options.networks, options.size, options.seeds),
 }
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], pd.DataFrame]]] = {
     "cross_entropy": ("Minima of the cross-entropy", minima.table),
     "frozen": ("Solutions of small binary perceptrons", frozen.table),
     "depth": ("One and two hidden layers", depth.table),
+    "entropic": ("Attracted replicas", entropic.table),
 }

@@ -194,6 +194,25 @@ def frozen(found: Found) -> Figure:
     return figure
 
 
+def entropic(found: Found) -> Figure:
+    """Local entropy around what attracted replicas agree on, and around what one network finds."""
+    figure = Figure(figsize=(3.6 * len(found["networks"]), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(found["networks"]), sharey=True, squeeze=False)[0]
+    for axes, (network, one) in zip(panels, found["networks"].items(), strict=True):
+        for at, (algorithm, records) in enumerate(one["algorithms"].items()):
+            for way, shape in zip(records["curves"], ("-", "x"), strict=False):
+                curve = records["curves"][way]
+                for line in zip(curve["distance"], curve["entropy"], strict=True):
+                    distance, entropy = np.array(line, float)
+                    axes.plot(distance, entropy, shape, color=COLORS[at + 1], linewidth=1)
+            axes.plot([], [], color=COLORS[at + 1], label=algorithm)
+        axes.set(title=f"{network}, {one['weights']:,} weights", xlabel="distance 1 − S²")
+    panels[0].set_ylabel("log share of solutions, per weight")
+    panels[0].plot([], [], "x", color="0.3", label="by belief propagation")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
 def depth(found: Found) -> Figure:
     """Local energy and local entropy of networks of one and two hidden layers."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")

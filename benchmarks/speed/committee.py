@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from benchmarks.common.timing import Figure, figure, time_rounds
-from entropix.committee import Committee, belief_propagation, random_patterns
+from entropix.committee import (
+    Committee,
+    approximate_message_passing,
+    belief_propagation,
+    random_patterns,
+)
 from entropix.committee._messages import Node, Problem, no_messages, sweep
 
 PATTERNS, INPUTS = 10_000, 10_001
@@ -26,12 +31,14 @@ DAMPING = 0.5
 NODES: tuple[Node, ...] = tuple(node for node in get_args(Node) if node != "exact")
 Candidates = dict[str, Callable[[], Any]]
 SUM_NUMBERS, MESSAGE_NUMBERS, PATTERN_BYTES, NUMBER_BYTES = 3, 2, 1, 4
-SEEDS, SEED_INPUTS, SEED_LOAD, SEED_STEPS = 64, 101, 0.4, 20
+# Many instances: their number, the patterns and inputs of each, sweeps, and the patterns of each
+# instance that belief propagation takes at a time, a million messages of all of them.
+INSTANCES, MANY_PATTERNS, MANY_INPUTS, MANY_STEPS, MANY_BATCH = 100, 200, 1001, 10, 10
 
 
 def measure(rounds: int) -> list[Figure]:
     """All figures of this section."""
-    return [*one_sweep(rounds), *many_seeds(rounds)]
+    return [*one_sweep(rounds), *many_instances(rounds)]
 
 
 class Sweeps:
@@ -127,29 +134,56 @@ class PlainSweeps:
         return sums
 
 
-def many_seeds(rounds: int) -> list[Figure]:
-    """Instances of one size solved at once by vmap, against one after another."""
-    model = Committee(SEED_INPUTS)
-    keys = jax.random.split(jax.random.key(0), SEEDS)
-    examples = jax.vmap(lambda key: random_patterns(model, SEED_LOAD, key))(keys)
+def many_instances(rounds: int) -> list[Figure]:
+    """What a sweep costs an instance, of many in one program by vmap, against one alone."""
+    model = Committee(MANY_INPUTS)
+    keys = jax.random.split(jax.random.key(0), INSTANCES)
+    load = MANY_PATTERNS / MANY_INPUTS
+    examples = jax.vmap(lambda key: random_patterns(model, load, key))(keys)
+    first = jax.tree.map(lambda stacked: stacked[0], examples)
 
-    def solve(patterns: jax.Array, labels: jax.Array) -> jax.Array:
+    def entropy(algorithm: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         # A tolerance of 0 makes every instance take the same steps.
-        return belief_propagation(
-            model, patterns, labels, node="relaxed", max_steps=SEED_STEPS, tolerance=0.0
-        ).entropy
+        options |= {"max_steps": MANY_STEPS, "tolerance": 0.0}
+        return lambda patterns, labels: algorithm(model, patterns, labels, **options).entropy
 
-    alone, together = jax.jit(solve), jax.jit(jax.vmap(solve))
-    pairs = list(zip(*examples, strict=True))
-    reference, name = f"{SEEDS} instances one by one", f"{SEEDS} instances, vmap"
-    candidates: Candidates = {
-        reference: lambda: [alone(*pair) for pair in pairs],
-        name: lambda: together(*examples),
+    by_beliefs, by_fields = entropy(belief_propagation), entropy(approximate_message_passing)
+    in_batches = entropy(belief_propagation, batch_size=MANY_BATCH)
+    beliefs, fields = "belief propagation, one", "approximate message passing, one"
+    many = f"{INSTANCES} instances"
+    # Each with the one instance that it is set beside.
+    programs = {
+        f"belief propagation, {many}": (jax.vmap(by_beliefs), beliefs),
+        f"belief propagation, {many}, batch_size {MANY_BATCH}": (jax.vmap(in_batches), beliefs),
+        f"approximate message passing, {many}": (jax.vmap(by_fields), fields),
     }
-    seconds = time_rounds(candidates, rounds=rounds)
-    section = f"{SEED_STEPS} sweeps, {len(pairs[0][1])} patterns, {SEED_INPUTS} binary weights"
-    memory = temporary_bytes(together.lower(*examples).compile())
-    return [figure(seconds, name, reference, section=section, memory_bytes=memory)]
+    alone = {beliefs: by_beliefs, fields: by_fields}
+    compiled = {
+        **{name: jax.jit(program).lower(*first).compile() for name, program in alone.items()},
+        **{
+            name: jax.jit(program).lower(*examples).compile()
+            for name, (program, _) in programs.items()
+        },
+    }
+    candidates: Candidates = {
+        name: functools.partial(program, *(first if name in alone else examples))
+        for name, program in compiled.items()
+    }
+    seconds = {
+        name: [one / MANY_STEPS / (1 if name in alone else INSTANCES) for one in times]
+        for name, times in time_rounds(candidates, rounds=rounds).items()
+    }
+    size = INSTANCES * MANY_PATTERNS * MANY_INPUTS * NUMBER_BYTES
+    section = f"one sweep and instance, {MANY_PATTERNS} patterns, {MANY_INPUTS:,} binary weights"
+    return [
+        figure(
+            seconds, name, reference, section=section,
+            memory_bytes=temporary_bytes(compiled[name]),
+            reference_memory_bytes=temporary_bytes(compiled[reference]),
+            note=f"beside {size / 2**20:.0f} MiB of patterns",
+        )
+        for name, (_, reference) in programs.items()
+    ]  # fmt: skip
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int | None:

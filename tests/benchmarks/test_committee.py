@@ -164,6 +164,23 @@ def test_the_plain_sweep_computes_what_the_library_does(node, monkeypatch):
         np.testing.assert_allclose(library(), plain(node), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_many_instances_are_timed_in_one_program_and_alone(monkeypatch):
+    for name, number in (
+        ("INSTANCES", 3), ("MANY_PATTERNS", 10), ("MANY_INPUTS", 31), ("MANY_BATCH", 4),
+    ):  # fmt: skip
+        monkeypatch.setattr(speed, name, number)
+    lines = speed.many_instances(2)
+    assert [line.name.split(", ", 1)[1] for line in lines] == [
+        "3 instances", "3 instances, batch_size 4", "3 instances",
+    ]  # fmt: skip
+    for line in lines:
+        assert line.reference == line.name.split(", ")[0] + ", one"
+        assert line.ratio > 0
+        # No program holds less than the messages, or the fields, of every instance.
+        assert line.memory_bytes > line.reference_memory_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -207,19 +224,20 @@ def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
     """Stored records are not made again; the ladder ends above the first hopeless load."""
     tried = []
 
-    def solve(model, algorithm, load, seed, max_epochs):
+    def solve(model, algorithm, load, seeds, max_epochs):
         tried.append(load)
-        return {"errors": int(load > 0.45), "passes": 1, "seconds": 0.0}
+        return [{"errors": int(load > 0.45), "passes": 1}] * seeds
 
     monkeypatch.setattr(loads, "solve", solve)
     found, writes = {"records": []}, []
     options = loads.Loads(sizes=(45,), seeds=2)
     arguments = options, found, "binary perceptron", 45, "lal", lambda: writes.append(1)
     loads.climb(*arguments)
-    assert tried == [0.4, 0.4, 0.5, 0.5]
+    assert tried == [0.4, 0.5]
+    assert [len(record["runs"]) for record in found["records"]] == [2, 2]
     assert len(writes) == 2
     loads.climb(*arguments)
-    assert len(tried) == 4
+    assert len(tried) == 2
     (one,) = loads.reached(found)
     assert (one["load"], one["open"]) == (0.4, False)
     found["capacities"] = {"binary perceptron": 0.833}
@@ -229,11 +247,29 @@ def test_loads_are_climbed_until_none_is_solved_and_gone_on_with(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["focusing_bp", "lal"])
+def test_instances_in_one_program_end_as_they_do_alone(algorithm):
+    """Each stops at a pass of its own."""
+    weights, solve = loads.ALGORITHMS[algorithm]
+    model = Committee(45, 3, weights=weights[0])
+    together = loads.solve(model, algorithm, 0.45, 4, 40)
+    for seed, found in enumerate(together):
+        key = jax.random.key(seed)
+        alone = solve(model, random_patterns(model, 0.45, seed), key, 40)
+        if algorithm == "focusing_bp":
+            passes = alone.history.steps[: int(alone.stages)].sum()
+        else:
+            passes = alone.epochs
+        assert found == {"errors": int(alone.errors), "passes": int(passes)}
+    assert len({found["passes"] for found in together}) > 1
+
+
+@pytest.mark.slow
 def test_the_report_of_the_loads_has_its_picture(tmp_path):
     """Also where an algorithm solved nothing, or was not run at a size."""
 
     def record(algorithm, size, load, *errors):
-        runs = [{"errors": one, "passes": 3, "seconds": 0.1} for one in errors]
+        runs = [{"errors": one, "passes": 3} for one in errors]
         return {
             "network": "binary perceptron", "size": size, "weights": size,
             "algorithm": algorithm, "load": load, "runs": runs,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.committee import depth, frozen, minima, theory
+from benchmarks.committee import depth, entropic, frozen, minima, theory
 from entropix.committee import Committee, cross_entropy, random_patterns
 
 SMALL = Committee(11)
@@ -141,3 +141,36 @@ def test_both_depths_are_measured_at_one_loss(monkeypatch):
         assert far < near < 0 + 3 * record["std_error"][0]
         assert abs(near) < 1e-3
     assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[0]
+
+
+@pytest.mark.slow
+def test_both_message_passings_find_attracted_replicas_wider():
+    """On a network small enough for either, and large enough that they agree."""
+    found = entropic.entropic(("perceptron",), 301, 2)
+    algorithms = found["networks"]["perceptron"]["algorithms"]
+    for records in algorithms.values():
+        assert records["errors"] == [0, 0]
+        fields, messages = (entropic.at_distance(records, way) for way in entropic.WAYS)
+        np.testing.assert_allclose(fields, messages, atol=0.01)
+    wide, narrow = (
+        entropic.at_distance(algorithms[name], entropic.WAYS[0]) for name in ("entropic LAL", "LAL")
+    )
+    assert np.all(np.array(wide) > np.array(narrow) + 0.1)
+    assert len(entropic.table(found)) == 2
+
+
+def test_local_entropies_are_told_of_solved_instances_with_points_on_both_sides():
+    records = {
+        "errors": [0, 1, 0, 0],
+        "curves": {
+            "approximate message passing": {
+                "distance": [[0.05, 0.09, 0.13]] * 2 + [[0.12, 0.13, 0.2], [0.05, 0.09, 0.13]],
+                "entropy": [[-0.1, -0.2, -0.4]] * 3 + [[-0.1, None, -0.26]],
+            }
+        },
+    }
+    found = entropic.at_distance(records, "approximate message passing")
+    np.testing.assert_allclose(found, [-0.25, np.nan, np.nan, -0.1 - 0.16 * 5 / 8])
+    assert entropic.at_distance(records, "belief propagation") == []
+    assert entropic.said(records, "approximate message passing") == "-0.225 (of 2)"
+    assert entropic.said(records, "belief propagation") == "-"
