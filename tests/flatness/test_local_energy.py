@@ -1,5 +1,7 @@
 """Local energy against the closed form of a quadratic, its invariances, and bad input."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,17 +152,60 @@ def test_draws_cost_a_twentieth_of_the_forward_passes_at_most():
         ),
         jax.random.key(0), params, jnp.zeros(5),
     )  # fmt: skip
-    assert 0 < draw < 0.05 * 5 * passes
+    # The draws are a loop over two blocks, of which one is counted.
+    assert 0 < 2 * draw < 0.05 * 5 * passes
 
 
 def test_draws_are_normal_and_of_their_own_for_each_leaf():
-    z = normal_like(jax.random.key(0), [jnp.zeros(150_001), jnp.zeros(150_001)])
+    """Two leaves of more than a block each, and two that share two blocks."""
+    sizes = (150_001, 150_001, 100_000, 100_000)
+    z = normal_like(jax.random.key(0), [jnp.zeros(size) for size in sizes])
     for leaf in z:
         for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
             sample = np.asarray(leaf, float) ** power
             assert abs(sample.mean() - moment) < 4 * sample.std() / len(sample) ** 0.5
-    assert abs(np.mean(np.asarray(z[0]) * np.asarray(z[1]))) < 4 / 150_001**0.5
+    for one, other in itertools.combinations(z, 2):
+        both = np.asarray(one)[:100_000] * np.asarray(other)[:100_000]
+        assert abs(np.mean(both)) < 4 / 100_000**0.5
     assert abs(np.mean(np.asarray(z[0])[: 150_001 - 131_072] * np.asarray(z[0])[131_072:])) < 0.04
+
+
+def test_the_program_of_the_draws_does_not_grow_with_the_leaves(monkeypatch):
+    """Of any shapes: compiling the generator for each of a transformer's took minutes."""
+
+    def counted(jaxpr):
+        inner = [
+            counted(getattr(value, "jaxpr", value))
+            for equation in jaxpr.eqns
+            for value in equation.params.values()
+            if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+        ]
+        mine = [equation.primitive.name for equation in jaxpr.eqns]
+        return mine.count("erf_inv") + sum(inner)
+
+    def generators(sizes):
+        tree = [jnp.zeros((size, 3)) for size in sizes]
+        return counted(jax.make_jaxpr(normal_like)(jax.random.key(0), tree).jaxpr)
+
+    monkeypatch.setattr("entropix.flatness._local_energy._BLOCK", 300)
+    assert generators(range(1, 41)) == generators([1]) == 1
+    # One generator more for those of more than a block.
+    assert generators(range(81, 141)) == generators([1, 101]) == 2
+
+
+def test_leaves_of_any_size_and_dtype_are_drawn(x64):
+    tree = {
+        "scalar": jnp.zeros((), jnp.float32), "none": jnp.zeros((0, 3), jnp.float32),
+        "half": jnp.zeros((5, 2), jnp.bfloat16), "double": jnp.zeros(7, jnp.float64),
+        "large": jnp.zeros((400, 400), jnp.float32),
+    }  # fmt: skip
+    drawn = normal_like(jax.random.key(0), tree)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in drawn.items()} == {
+        name: (leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+        for name, leaf in tree.items()
+    }
+    values = np.concatenate([np.ravel(leaf) for leaf in drawn.values()])
+    assert len(np.unique(values)) > 0.98 * len(values)
 
 
 @pytest.mark.parametrize(
