@@ -1,7 +1,7 @@
 """Tables of quotients of times: on the terminal, in results.json and in a report."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,13 +9,30 @@ import pandas as pd
 from benchmarks.common import environment
 from benchmarks.common.report import MARKDOWN, write_report
 from benchmarks.common.run_folder import write_results
-from benchmarks.common.terminal import say, show_table
+from benchmarks.common.terminal import progress_bars, say, show_table
 from benchmarks.common.timing import Figure
 
 
-def present(folder: Path, title: str, figures: Sequence[Figure], rounds: int) -> None:
-    """Prints the tables of all sections, and writes them."""
-    show(figures)
+def present(
+    folder: Path, title: str, measured: Mapping[str, Iterable[Sequence[Figure]]], rounds: int
+) -> None:
+    """Prints each table as soon as it is measured, and writes them all at the end.
+
+    Args:
+      folder: of the run.
+      title: of the report.
+      measured: of each part of the library the tables, each measured when it is asked for.
+      rounds: how often each candidate was run.
+    """
+    figures: list[Figure] = []
+    with progress_bars() as bars:
+        task = bars.add_task("", total=len(measured))
+        for name, parts in measured.items():
+            bars.update(task, description=name)
+            for lines in parts:
+                show(lines)
+                figures += lines
+            bars.advance(task)
     found = {
         "command": environment.command(),
         "environment": environment.describe(),

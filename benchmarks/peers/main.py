@@ -29,6 +29,7 @@ class Peers(FolderOptions):
 def run(options: Peers) -> int:
     """Measures, prints the tables, writes them; the exit status."""
     folder = open_folder(options, "peers")
-    figures = [line for name in options.sections for line in SECTIONS[name](options.rounds)]
-    present(folder, "This library and its peers", figures, options.rounds)
+    # One table each, measured when it is asked for.
+    measured = {name: map(SECTIONS[name], [options.rounds]) for name in options.sections}
+    present(folder, "This library and its peers", measured, options.rounds)
     return 0

@@ -7,7 +7,7 @@ beside messages and patterns.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import jax
@@ -36,9 +36,10 @@ SUM_NUMBERS, MESSAGE_NUMBERS, PATTERN_BYTES, NUMBER_BYTES = 3, 2, 1, 4
 INSTANCES, MANY_PATTERNS, MANY_INPUTS, MANY_STEPS, MANY_BATCH = 100, 200, 1001, 10, 10
 
 
-def measure(rounds: int) -> list[Figure]:
-    """All figures of this section."""
-    return [*one_sweep(rounds), *many_instances(rounds)]
+def measure(rounds: int) -> Iterator[list[Figure]]:
+    """All figures of this section, a table at a time."""
+    yield one_sweep(rounds)
+    yield many_instances(rounds)
 
 
 class Sweeps:

@@ -1,7 +1,7 @@
 """What the flatness estimators cost beside the passes over the data they cannot do without."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,9 +27,10 @@ PAIRS = 5
 TOLERANCE = 1e-3
 
 
-def measure(rounds: int) -> list[Figure]:
-    """All figures of this section."""
-    return [line for task in TASKS for line in measure_task(task, rounds)]
+def measure(rounds: int) -> Iterator[list[Figure]]:
+    """All figures of this section, a table at a time."""
+    for task in TASKS:
+        yield measure_task(task, rounds)
 
 
 def measure_task(task: Task, rounds: int) -> list[Figure]:

@@ -29,6 +29,6 @@ class Speed(FolderOptions):
 def run(options: Speed) -> int:
     """Measures, prints the tables, writes them; the exit status."""
     folder = open_folder(options, "speed")
-    figures = [line for name in options.sections for line in SECTIONS[name](options.rounds)]
-    present(folder, "What the library costs", figures, options.rounds)
+    measured = {name: SECTIONS[name](options.rounds) for name in options.sections}
+    present(folder, "What the library costs", measured, options.rounds)
     return 0

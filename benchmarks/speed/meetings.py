@@ -1,5 +1,6 @@
 """What meeting costs: replicas that meet against replicas that never do, at the same gradients."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ ADAMW = optax.adamw(1e-3)
 TARGET = 1.05
 
 
-def measure(rounds: int) -> list[Figure]:
+def measure(rounds: int) -> Iterator[list[Figure]]:
     """Whole steps of each method, for two numbers of steps between meetings."""
     net, params, batches = network("mnistfc", (28, 28, 1))
     batches = jax.tree.map(lambda leaf: leaf[:REPLICAS], batches)
@@ -44,7 +45,7 @@ def measure(rounds: int) -> list[Figure]:
     candidates |= {name: loop(tx) for name, (tx, _) in methods.items()}
     seconds = time_rounds(candidates, rounds=rounds)
     section = f"{REPLICAS} replicas, mnistfc, batch 128 each, {STEPS} steps, against no meeting"
-    return [
+    yield [
         figure(seconds, name, reference, section=section, target=TARGET)
         for name, (_, reference) in methods.items()
     ]

@@ -6,7 +6,7 @@ gradient, weights, anchor, momentum and lag, and write weights, momentum and lag
 Bandwidth is measured in the same run, by a sum of two trees of the weights' size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,15 +28,13 @@ ENTROPY_SGD = entropix.entropy_sgd(inner_learning_rate=0.01, inner_steps=CYCLE)
 REPLICATED_SGD = entropix.replicated_sgd(0.01, gamma=0.01, every=10, axis=0)
 
 
-def measure(rounds: int) -> list[Figure]:
-    """All figures of this section."""
-    return [
-        *whole_steps(rounds),
-        *updates_alone(rounds),
-        *noise(rounds),
-        *replicas("mnistfc", (28, 28, 1), rounds, target=1.0),
-        *replicas("smallconv", (28, 28, 1), rounds, target=None),
-    ]
+def measure(rounds: int) -> Iterator[list[Figure]]:
+    """All figures of this section, a table at a time."""
+    yield whole_steps(rounds)
+    yield updates_alone(rounds)
+    yield noise(rounds)
+    yield replicas("mnistfc", (28, 28, 1), rounds, target=1.0)
+    yield replicas("smallconv", (28, 28, 1), rounds, target=None)
 
 
 def network(model: str, shape: tuple[int, int, int]) -> tuple[Network, Any, Any]:

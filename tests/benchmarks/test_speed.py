@@ -52,7 +52,7 @@ def test_warm_up_is_not_counted(clock):
 def test_run_writes_every_figure(clock, monkeypatch, tmp_path, capsys):
     def measure(rounds):
         seconds = timing.time_rounds({"a": clock(3.0), "b": clock(2.0)}, rounds=rounds)
-        return [timing.figure(seconds, "a", "b", section="toy", target=1.0)]
+        yield [timing.figure(seconds, "a", "b", section="toy", target=1.0)]
 
     monkeypatch.setattr(main, "SECTIONS", {"toy": measure})
     output = tmp_path / "folder"
@@ -64,6 +64,22 @@ def test_run_writes_every_figure(clock, monkeypatch, tmp_path, capsys):
     assert "1.500" in shown
     assert "1.00, missed" in shown
     assert "| 1.500 ± 0.000 |" in (output / "report.md").read_text()
+
+
+def test_a_table_is_shown_before_the_next_one_is_measured(clock, monkeypatch, tmp_path, capsys):
+    shown = []
+
+    def measure(rounds):
+        seconds = timing.time_rounds({"a": clock(3.0), "b": clock(2.0)}, rounds=rounds)
+        for name in ("first", "second"):
+            yield [timing.figure(seconds, "a", "b", section=f"{name} table")]
+            shown.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(main, "SECTIONS", {"toy": measure})
+    main.run(main.Speed(sections=("toy",), rounds=3, output=tmp_path / "folder"))
+    assert ["first table" in text for text in shown] == [True, False]
+    assert ["second table" in text for text in shown] == [False, True]
+    assert len(json.loads((tmp_path / "folder" / "results.json").read_text())["figures"]) == 2
 
 
 def test_impossible_values_are_refused():
@@ -157,7 +173,7 @@ def test_meetings_are_measured_against_none(monkeypatch):
     monkeypatch.setattr(meetings, "STEPS", 1)
     monkeypatch.setattr(meetings, "REPLICAS", 2)
     monkeypatch.setattr(meetings, "PERIODS", (10,))
-    lines = meetings.measure(2)
+    (lines,) = meetings.measure(2)
     assert [line.reference for line in lines] == [
         "optax.sgd, momentum 0.9", "optax.sgd, momentum 0.9", "optax.adamw",
     ]  # fmt: skip
