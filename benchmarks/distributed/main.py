@@ -1,6 +1,9 @@
 """`python -m benchmarks distributed`: coupled replicas over the devices of many processes."""
 
+import contextlib
 import hashlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,8 @@ from entropix.replicas import Plan
 from entropix.replicas._plan import Backend
 
 CENTER, CHECKPOINTS = "center.npz", "checkpoints"
+# What the runtime takes beyond the patience of the user, to look and to tell.
+LOOKS_AND_TELLS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,12 @@ def run(options: Distributed) -> int:
     """Trains to the end, from the start or the last whole checkpoint; the exit status."""
     folder = open_folder(options, "distributed")
     join(options)
+    with until_named(options.heartbeat_seconds):
+        return train(options, folder)
+
+
+def train(options: Distributed, folder: Path) -> int:
+    """Trains to the end; the exit status."""
     tell = say if jax.process_index() == 0 else lambda _: None
     images = load_for(options, batch_size=options.batch_size, block=MODELS[options.model].block)
     module = MODELS[options.model].build(images.num_classes, MODELS[options.model].dropout)
@@ -166,6 +177,26 @@ def join(options: Distributed) -> None:
         )
     elif options.pod:
         jax.distributed.initialize(heartbeat_timeout_seconds=options.heartbeat_seconds)
+
+
+@contextlib.contextmanager
+def until_named(heartbeat_seconds: float) -> Iterator[None]:
+    """Where work with others fails, waits for the runtime to name the process that is gone.
+
+    A process that dies breaks its connections. What the others see of that is an address, at the
+    next exchange. Once it has been silent for as long as the user allows, the runtime names it, and
+    ends the others.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() > 1:
+            say(
+                f"Process {jax.process_index()}: an exchange with the others failed; if one of "
+                f"them is gone, it is named after {heartbeat_seconds:g} seconds of silence."
+            )
+            time.sleep(heartbeat_seconds + LOOKS_AND_TELLS)
+        raise
 
 
 def make_plan(options: Distributed, network: Network | None = None) -> Plan:

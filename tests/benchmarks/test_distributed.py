@@ -191,6 +191,27 @@ def start(folder, *options):
     ]  # fmt: skip
 
 
+def stopped(folder, how):
+    """Stops the second of two processes in the third checkpoint; the first names it, and ends."""
+    processes = start(folder, "--steps", "100000", "--heartbeat-seconds", "15")
+    try:
+        # The third checkpoint begins: two are whole.
+        seen = []
+        while "step 30:" not in (line := processes[0].stdout.readline()):
+            assert line, "".join(seen)
+            seen.append(line)
+        processes[1].send_signal(how)
+        told, _ = processes[0].communicate(timeout=300)
+    finally:
+        for one in processes:
+            one.kill()
+            one.wait()
+            one.stdout.close()
+    assert processes[0].returncode != 0
+    # By its number, alone or behind the name of its job.
+    assert re.search(r"stopped sending heartbeats\):\s*\S*\b1\b", told), told[-3000:]
+
+
 FSDP = ["--fsdp", "--algorithm", "diloco", "--batch-size", "16", "--every", "3", "--replicas", "2"]
 FSDP += ["--checkpoint-every", "10", "--learning-rate", "0.03"]
 
@@ -201,23 +222,7 @@ def test_a_process_that_hangs_is_named_and_the_others_go_on_from_the_last_whole_
 ):
     """FSDP replicas, 2 x 4 in two processes; then one process, a damaged checkpoint, 4 x 2."""
     folder = tmp_path / "run"
-    processes = start(folder, "--steps", "100000", "--heartbeat-seconds", "15")
-    try:
-        # The third checkpoint begins: two are whole.
-        seen = []
-        while "step 30:" not in (line := processes[0].stdout.readline()):
-            assert line, "".join(seen)
-            seen.append(line)
-        processes[1].send_signal(signal.SIGSTOP)
-        told, _ = processes[0].communicate(timeout=300)
-    finally:
-        for one in processes:
-            one.kill()
-            one.wait()
-            one.stdout.close()
-    assert processes[0].returncode != 0
-    # By its number, alone or behind the name of its job.
-    assert re.search(r"stopped sending heartbeats\):\s*\S*\b1\b", told)
+    stopped(folder, signal.SIGSTOP)
     names = [path.name for path in (folder / "checkpoints").iterdir()]
     steps = sorted(int(name) for name in names if name.isdigit())
     for path in (folder / f"checkpoints/{steps[-1]}").rglob("d/*"):
@@ -237,6 +242,44 @@ def test_a_process_that_hangs_is_named_and_the_others_go_on_from_the_last_whole_
     assert result(folder)["layouts"][-1] == {"replicas": 4, "devices": 8}
     run(replace(options, replicas=4, steps=steps[-1] + 10))
     assert result(folder)["losses"][-1] < 2.3
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_and_the_center_is_kept_on_what_is_left(tmp_path):
+    """FSDP replicas, 2 x 4 in two processes; then 4 x 2 in the one that is left."""
+    folder = tmp_path / "run"
+    stopped(folder, signal.SIGKILL)
+    options = Distributed(
+        fsdp=True, algorithm="diloco", batch_size=16, every=3, learning_rate=0.03, replicas=4,
+        checkpoint_every=10, output=folder, resume=True,
+    )  # fmt: skip
+    tx = ALGORITHMS["diloco"](options, ())
+    init = functools.partial(
+        initial_state, Network(MODELS["mlp"].build(10, 0.0), (8, 8, 1)), lambda _: tx
+    )
+    states = Checkpoints(folder / "checkpoints", print)
+    state, record = states.latest(lambda _: replicas.stack_states(init, replica_keys(0, 2)))
+    states.close()
+    assert record["layouts"] == [{"replicas": 2, "devices": 8}]
+    assert record["step"] >= 20
+    # At the step of the checkpoint nothing is trained.
+    run(replace(options, steps=record["step"]))
+    assert result(folder)["layouts"][-1] == {"replicas": 4, "devices": 8}
+    kept = eval_params(state.opt_state, state.params, axis=0)
+    found = center(folder)
+    for path, leaf in jax.tree.leaves_with_path(kept):
+        np.testing.assert_allclose(found[jax.tree_util.keystr(path)], leaf, rtol=0, atol=1e-6)
+
+
+def test_work_that_fails_waits_for_the_name_of_a_process_that_is_gone(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(main.time, "sleep", waits.append)
+    for count in (1, 2):
+        monkeypatch.setattr(jax, "process_count", lambda: count)  # noqa: B023
+        with pytest.raises(jax.errors.JaxRuntimeError), main.until_named(15):
+            raise jax.errors.JaxRuntimeError("connection closed")
+    assert waits == [15 + main.LOOKS_AND_TELLS]
+    assert "named after 15 seconds of silence" in capsys.readouterr().out
 
 
 def test_the_patience_of_the_user_is_that_of_the_runtime(monkeypatch):
