@@ -67,13 +67,24 @@ class Evaluator:
 
     def scores(self, params: Params, stats: BatchStats, *, whole: bool) -> Scores:
         """Scores of each seed; ``whole``: on all training images, not only the first ones."""
-        images, labels = self._train
-        each = labels[0].size
+        each = self._train[1][0].size
         most = CURVE_IMAGES // each if not whole else WHOLE_TEXT // each if each > 1 else None
-        images, labels = images[:most], labels[:most]
-        train = self._means(params, stats, images, labels)
-        test = self._means(params, stats, *self._test)
-        return Scores(*train, *test)
+        return self._scores(params, stats, most, None)
+
+    def glance(self, params: Params, stats: BatchStats) -> Scores:
+        """Scores for a point of a curve: of a text, on the first `CURVE_IMAGES` of both parts."""
+        each = self._train[1][0].size
+        most = CURVE_IMAGES // each
+        return self._scores(params, stats, most, most if each > 1 else None)
+
+    def _scores(
+        self, params: Params, stats: BatchStats, train: int | None, test: int | None
+    ) -> Scores:
+        """Scores on the first examples, so many of each part; None for all."""
+        return Scores(
+            *self._means(params, stats, *(array[:train] for array in self._train)),
+            *self._means(params, stats, *(array[:test] for array in self._test)),
+        )
 
     def _sum(
         self, params: Params, stats: BatchStats, images: jax.Array, labels: jax.Array

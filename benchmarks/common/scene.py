@@ -143,9 +143,9 @@ class Scene:
         params, stats = trainer.evaluation_weights(state)
         return params, self.evaluator.statistics(params, stats)
 
-    def scores(self, trainer: Trainer, state: TrainState, *, whole: bool) -> Scores:
-        """Scores of all seeds at the evaluation weights."""
-        return self.evaluator.scores(*self.settled(trainer, state), whole=whole)
+    def glance(self, trainer: Trainer, state: TrainState) -> Scores:
+        """Scores of all seeds at the evaluation weights, for a point of a curve."""
+        return self.evaluator.glance(*self.settled(trainer, state))
 
     def header(self) -> dict[str, Any]:
         """What results.json says of images, model and budget."""
@@ -185,9 +185,7 @@ class Scene:
         for seed in self.options.all_seeds:
             keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(replica_keys(seed, replicas))
             params, stats = init(keys)
-            loss = jnp.mean(
-                jnp.asarray(self.evaluator.scores(params, stats, whole=False).train_loss)
-            )
+            loss = jnp.mean(jnp.asarray(self.evaluator.glance(params, stats).train_loss))
             couplings.append(float(scoping.automatic(loss, params)))
         return sum(couplings) / len(couplings)
 

@@ -46,13 +46,27 @@ def find_text_builder(name: str, data_dir: Path | None) -> Any:
             + ", ".join(TEXTS)
         )
     kind = "TFDS set of texts without classes"
-    builder = open_builder(TEXTS.get(name, name), data_dir, tuple(TEXTS), kind)
+    address = TEXTS.get(name, name)
+    check_hugging_face(name, address)
+    builder = open_builder(address, data_dir, tuple(TEXTS), kind)
     if set(builder.info.features) != {"text"}:
         raise UsageError(
             f"dataset {name!r} is not a text, which this model reads; accepted: "
             f"{', '.join(TEXTS)}, or any other {kind}"
         )
     return builder
+
+
+def check_hugging_face(name: str, address: str) -> None:
+    """Raises where what a set of Hugging Face's needs is missing; TFDS would name one at a time."""
+    packages = ("datasets", "huggingface_hub")
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if address.startswith("huggingface:") and missing:
+        raise UsageError(
+            f"dataset {name!r} is {address.removeprefix('huggingface:')} of Hugging Face, training "
+            "part and all, and needs packages that are missing here: pip install "
+            f"{' '.join(missing)}; its first use also needs a network that reaches huggingface.co"
+        )
 
 
 def open_builder(name: str, data_dir: Path | None, examples: tuple[str, ...], kind: str) -> Any:

@@ -131,7 +131,7 @@ def run_method(
         state, taken = trainer.advance(state, stop)
         seconds += taken
         gradients = stop * budget.gradients_per_step(method)
-        scores = scene.scores(trainer, state, whole=False)
+        scores = scene.glance(trainer, state)
         curve.append({"gradients": gradients, "seconds": seconds} | scores._asdict())
         show(gradients, curve[-1])
         due = time.monotonic() - saved >= checkpoint_seconds

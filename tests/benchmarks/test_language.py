@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.common import data, tfds_source
+from benchmarks.common import data, evaluation, tfds_source
 from benchmarks.common.batches import BatchOrder
 from benchmarks.common.evaluation import Evaluator
 from benchmarks.common.family import ALL_METHODS
@@ -163,6 +163,13 @@ def test_a_text_is_numbered_by_the_characters_that_occur(monkeypatch):
         data.load("digits", block=2)
 
 
+def test_wikitext_says_all_that_it_needs(monkeypatch):
+    monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda _: None)
+    needs = "'wikitext2' .*pip install datasets huggingface_hub; .*reaches huggingface.co"
+    with pytest.raises(UsageError, match=needs):
+        data.load("wikitext2", block=64)
+
+
 def some_text():
     """A text with a rule: each character tells the next but one."""
     rng = np.random.default_rng(3)
@@ -183,6 +190,19 @@ def test_loss_and_error_are_per_character():
     loss = np.mean(np.log(np.exp(logits).sum(-1)) - chosen)
     np.testing.assert_allclose(scores.test_loss, [loss], rtol=1e-4)
     np.testing.assert_allclose(scores.test_error, [(logits.argmax(-1) != text.y_test).mean()])
+
+
+def test_a_point_of_a_curve_takes_the_first_characters_of_both_parts(monkeypatch):
+    """Images are all judged; a whole text at each point would take half as long as the training."""
+    monkeypatch.setattr(evaluation, "CURVE_IMAGES", 12)
+    monkeypatch.setattr(Evaluator, "_means", lambda self, _, __, x, y: ([len(x)], [len(y)]))
+    for shape, judged in (((6,), 2), ((), 16)):
+        train, test = ((jnp.zeros((n, 6)), jnp.zeros((n, *shape), int)) for n in (20, 16))
+        network = Network(TINY, (6,))
+        glance = Evaluator(network, train, test).glance({}, {})
+        assert glance.train_loss == [12 // max(1, sum(shape))]
+        assert (glance.test_error, glance.test_loss) == ([judged], [judged])
+        assert Evaluator(network, train, test).scores({}, {}, whole=True).test_loss == [16]
 
 
 @pytest.mark.parametrize(
