@@ -126,9 +126,10 @@ def local_entropy(
 
     From :math:`dF / d\log\gamma = \frac12 (d - \gamma \langle |x - x'|^2 \rangle)`, which chains
     measure at ``num_nodes`` couplings, a substitution that includes infinity gives F at any number
-    of gammas. The chains walk down from the largest coupling to the
-    smallest, each node starting where the last ended, so F is of the basin around x while there
-    are barriers that no chain crosses: `LocalEntropy.diagnosis` says where they disagree or have
+    of gammas. Half of the chains walk down from the largest coupling, each node starting where the
+    last ended; the others start apart at the smallest one, as the lowest of several that cooled
+    there, and walk up. F is of the basin around x while there are barriers that no chain crosses:
+    `LocalEntropy.diagnosis` says where they disagree or have
     not settled. The steps are exact for a flat loss in any dimension.
 
     Cost: num_chains num_nodes (num_steps + num_burn_in) gradients of all data, and an eighth more
