@@ -59,13 +59,13 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.tuning.budgets",
         "Budgets",
         "the tuned methods at other budgets, with their test errors all along the runs",
-        "5 minutes, needs Fashion-MNIST",
+        "1 minute",
     ),
     "devices": Command(
         "benchmarks.tuning.devices",
         "Devices",
         "replicated and data-parallel methods: error against bytes sent and steps in parallel",
-        "4 minutes, needs Fashion-MNIST",
+        "3 minutes, needs Fashion-MNIST",
     ),
     "defaults": Command(
         "benchmarks.tuning.defaults",

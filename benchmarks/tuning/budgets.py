@@ -53,7 +53,7 @@ class Budgets(ResumeOptions):
     found here.
     """
 
-    row: Annotated[str, Among("row", lambda: ROWS)] = "fashion_1000"
+    row: Annotated[str, Among("row", lambda: ROWS)] = "digits"
     """A row with a recorded table."""
     methods: Annotated[tuple[str, ...], Among("method", lambda: CONTENDERS)] = METHODS
     """Which of its methods; sgd is what the others are held against."""

@@ -199,6 +199,7 @@ def picture(found: Results) -> Figure:
             if record["devices"] in (1, count):
                 draw(right, record["updates"], record, name, place[name])
         left.set(xlabel="MB sent by each device", ylabel="test error %", xscale="log")
+        left.xaxis.set_major_formatter("{x:g}")
         right.set(xlabel="steps, all devices at once")
         for axes in (left, right):
             axes.set_title(f"{count} devices")
