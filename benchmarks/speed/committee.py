@@ -37,8 +37,12 @@ INSTANCES, MANY_PATTERNS, MANY_INPUTS, MANY_STEPS, MANY_BATCH = 100, 200, 1001, 
 
 
 def measure(rounds: int) -> Iterator[list[Figure]]:
-    """All figures of this section, a table at a time."""
+    """A large sweep beside its memory traffic and NumPy."""
     yield one_sweep(rounds)
+
+
+def instances(rounds: int) -> Iterator[list[Figure]]:
+    """Many instances in one program."""
     yield many_instances(rounds)
 
 

@@ -13,6 +13,7 @@ SECTIONS = {
     "meetings": meetings.measure,
     "flatness": flatness.measure,
     "committee": committee.measure,
+    "instances": committee.instances,
 }
 
 
