@@ -20,11 +20,12 @@ def draw(found: dict[str, Any]) -> Figure:
         known = [one for one in found["reached"] if one["network"] == network]
         sizes = sorted({one["size"] for one in known})
         for at, algorithm in enumerate(algorithms):
-            # What nothing was solved of has no place on the axes.
+            # What nothing was solved of has no place on the axes, nor has a ladder that was left
+            # before its end: its last load would look like a fall.
             points = sorted(
                 (one["size"], one["load"])
                 for one in known
-                if one["algorithm"] == algorithm and one["load"] is not None
+                if one["algorithm"] == algorithm and one["load"] is not None and not one["open"]
             )
             if points:
                 handles[algorithm] = axes.plot(
