@@ -129,8 +129,8 @@ def local_entropy(
     of gammas. Half of the chains walk down from the largest coupling, each node starting where the
     last ended; the others start apart at the smallest one, as the lowest of several that cooled
     there, and walk up. F is of the basin around x while there are barriers that no chain crosses:
-    `LocalEntropy.diagnosis` says where they disagree or have
-    not settled. The steps are exact for a flat loss in any dimension.
+    `LocalEntropy.diagnosis` says where they disagree or have not settled. The steps are exact for a
+    flat loss in any dimension.
 
     Cost: num_chains num_nodes (num_steps + num_burn_in) gradients of all data, and an eighth more
     at the defaults for the chains that cool; memory: about 16 num_chains copies of the parameters,

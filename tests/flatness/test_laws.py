@@ -146,7 +146,12 @@ PARAMS, DATA = problems.mlp_problem(hidden=6)
 
 
 @pytest.mark.parametrize(
-    ("name", "batch_size"), [*((name, None) for name in EVERY), ("hessian", 3)]
+    ("name", "batch_size"),
+    [("hessian", 3)]
+    + [
+        pytest.param(name, None, marks=[] if name in AT_EVERY_SIZE else pytest.mark.slow)
+        for name in EVERY
+    ],
 )
 def test_parameters_and_data_may_be_constants_of_a_compiled_function(name, batch_size):
     params, data = problems.mlp_problem(examples=8, hidden=1, inputs=2)
