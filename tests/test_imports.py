@@ -113,6 +113,7 @@ print(xla_bridge.backends_are_initialized())
 """
 
 
+@pytest.mark.slow
 def test_no_import_starts_a_backend():
     """After one has started, `jax.distributed.initialize` and a choice of devices are refused."""
     assert run_python(IMPORT_ALL) == ["False"]

@@ -201,6 +201,7 @@ def test_counters_are_shared_so_that_branches_stay_branches(name):
     assert set(shapes) == {()}
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_first_replica_starts_as_a_plain_network():
     plain, replicated = (trainer_of(name).init() for name in ("sgd", "replicated_sgd"))
     same_bits(plain.params, jax.tree.map(lambda leaf: leaf[:1], replicated.params))

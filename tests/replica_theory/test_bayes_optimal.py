@@ -58,6 +58,7 @@ def test_perceptron_against_scipy(x64, weights):
     assert theory.converged.all()
 
 
+@pytest.mark.slow
 def test_transition_of_the_binary_perceptron(x64):
     """1.245 and 1.493 are the literature's."""
     found = perfect_generalization()

@@ -47,7 +47,9 @@ def test_symmetric_nodes_integrate_symmetric_functions(units, x64):
     np.testing.assert_allclose(growth, np.exp(units / 8), rtol=1e-10 if units <= 3 else 2e-3)
 
 
-@pytest.mark.parametrize("units", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "units", [1, pytest.param(3, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_output_probabilities_equal_the_sum_over_hidden_signs(units, x64):
     fields = np.random.default_rng(units).normal(size=units) * 2
     signs = np.array(np.meshgrid(*[[-1, 1]] * units)).reshape(units, -1).T

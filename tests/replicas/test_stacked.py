@@ -209,7 +209,7 @@ def test_resize_of_any_number_keeps_the_center(y, new, shapes):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_replica_that_diverged_does_not_poison_the_others(axis):
     """The coupled update of the finite ones is that without it."""
     moved = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), tree)
