@@ -136,12 +136,18 @@ def test_layer_by_layer(run, mask):
 
 
 @pytest.mark.slow
-def test_every_estimator_answers(run):
+def test_every_estimator_answers(run, tmp_path):
     found = run(estimators=tuple(ESTIMATORS))
+    rows = json.loads((tmp_path / "flatness" / "results.json").read_text())["rows"]
+    errors = {row["quantity"]: row["error"] for answers in rows.values() for row in answers}
     assert found["largest eigenvalue 1"] == pytest.approx(6, rel=1e-4)
     assert found["smallest eigenvalue 1"] == pytest.approx(2, rel=1e-4)
-    # sigma^2 / 2 times the sum of H_ii w_i^2, with w = 1.
-    assert found["local energy at sigma = 0.1"] == pytest.approx(0.09, rel=0.3)
+    # sigma^2 / 2 times the sum of H_ii w_i^2, with w = 1; a hundred draws of sigma times the slope.
+    slope = np.sqrt(2 * 6**2 + 3 * 2**2)
+    for sigma in (0.03, 0.1, 0.3):
+        name = f"local energy at sigma = {sigma}"
+        assert errors[name] == pytest.approx(sigma * slope / 10, rel=0.3)
+        assert found[name] == pytest.approx(9 * sigma**2, abs=2 * errors[name])
     exact = -9 - (2 * np.log1p(6 / 10) + 3 * np.log1p(2 / 10)) / 2
     exact += (2 * 36 / 16 + 3 * 4 / 12) / 2
     assert found["local entropy at gamma = 10"] == pytest.approx(exact, abs=0.2)
