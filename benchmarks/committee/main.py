@@ -19,18 +19,18 @@ from benchmarks.common.options import (
     ABOVE_ZERO,
     POSITIVE,
     Among,
-    FolderOptions,
     ImageOptions,
+    ResumeOptions,
     UsageError,
     configuration,
 )
-from benchmarks.common.run_folder import Results, open_folder, write_results
+from benchmarks.common.run_folder import Results, open_folder, stored_results, write_results
 from benchmarks.common.terminal import progress_bars
 from entropix.committee import Committee
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommitteeMachines(ImageOptions, FolderOptions):
+class CommitteeMachines(ImageOptions, ResumeOptions):
     """Compare algorithms by the widths of the solutions they find, on committee machines."""
 
     experiments: Annotated[tuple[str, ...], Among("experiment", lambda: PROBLEMS)] = tuple(PROBLEMS)
@@ -65,7 +65,7 @@ def run(options: CommitteeMachines) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     images = load_images(options)
-    found: Results = {
+    found: Results = stored_results(folder, options) or {
         "configuration": configuration(options),
         "command": environment.command(),
         "environment": environment.describe(),
@@ -76,7 +76,7 @@ def run(options: CommitteeMachines) -> int:
     }
     with progress_bars() as progress:
         for name in options.experiments:
-            found["experiments"][name] = {"title": PROBLEMS[name][2], "algorithms": {}}
+            found["experiments"].setdefault(name, {"title": PROBLEMS[name][2], "algorithms": {}})
             run_experiment(options, name, images, found, folder, progress)
     found["correlations"] = correlations(found)
     write_results(folder, found)
@@ -110,7 +110,7 @@ def run_experiment(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """All algorithms on all instances, written after each."""
+    """All algorithms on all instances, written after each; those stored are not tried again."""
     make, correlated, _ = PROBLEMS[name]
     chosen = [one for one in options.algorithms if not (correlated and one in UNCORRELATED_ONLY)]
     experiment = found["experiments"][name]
@@ -128,6 +128,10 @@ def run_experiment(
             "test": 0 if problem.test is None else len(problem.test.labels),
         }
         for algorithm in chosen:
+            records = experiment["algorithms"].setdefault(algorithm, [])
+            if len(records) > seed:
+                progress.advance(task)
+                continue
             start = time.perf_counter()
             answer = ALGORITHMS[algorithm](problem, jax.random.key(seed), options.max_epochs)
             seconds = time.perf_counter() - start
@@ -137,7 +141,7 @@ def run_experiment(
                 "seconds_with_compilation": seconds,
                 **measure(problem, answer.weights, jax.random.key(seed)),
             }
-            experiment["algorithms"].setdefault(algorithm, []).append(record)
+            records.append(record)
             write_results(folder, found)
             progress.advance(task)
 

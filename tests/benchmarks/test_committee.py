@@ -206,6 +206,39 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
         run(CommitteeMachines(output=tmp_path))
 
 
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    options = dict(
+        experiments=("random",), algorithms=("sgd_fast", "lal"), seeds=2, num_hidden=3,
+        num_inputs=45, alpha=0.3,
+    )  # fmt: skip
+    run(CommitteeMachines(output=tmp_path / "whole", **options))
+    measured = []
+
+    class Interrupted(measures.Measures):
+        def __call__(self, *arguments):
+            measured.append(arguments)
+            if len(measured) == 4:
+                raise KeyboardInterrupt
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr("benchmarks.committee.main.Measures", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(CommitteeMachines(output=tmp_path / "parts", **options))
+    run(CommitteeMachines(output=tmp_path / "parts", resume=True, **options))
+    assert len(measured) == 5, "what is stored is measured again"
+
+    def numbers(name):
+        found = json.loads((tmp_path / name / "results.json").read_text())["experiments"]
+        for records in found["random"]["algorithms"].values():
+            assert len(records) == 2
+            for record in records:
+                del record["seconds_with_compilation"]
+        return found
+
+    assert numbers("parts") == numbers("whole")
+
+
 def test_a_load_is_reached_where_the_median_instance_of_all_smaller_ones_is_solved():
     def record(load, *errors):
         return {"load": load, "runs": [{"errors": one} for one in errors]}
