@@ -10,9 +10,9 @@ import optax
 import pandas as pd
 
 import entropix
-from benchmarks.committee.minima import with_error
 from benchmarks.committee.problems import both_classes
 from benchmarks.common.data import digits
+from benchmarks.common.intervals import with_error
 from entropix import flatness
 from entropix.committee import cross_entropy
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.common.plots import standard_error
+from benchmarks.common.intervals import standard_error
 from entropix import replica_theory
 from entropix.committee import Committee, parallel_tempering, random_patterns
 

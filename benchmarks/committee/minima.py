@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.common.intervals import with_error
 from entropix.committee import (
     Committee,
     cross_entropy,
@@ -143,14 +144,6 @@ def table(found: dict[str, Any]) -> pd.DataFrame:
         head += [f"entropy at {distance:g}: theory", f"found at {distance:g}"]
     head += ["overlap: theory", "overlap", "errors %: theory", "errors %"]
     return pd.DataFrame(rows, columns=head)
-
-
-def with_error(numbers: NDArray[Any], digits: int) -> str:
-    """Mean and standard error; a dash of nothing."""
-    if len(numbers) < 2:
-        return "-"
-    error = numbers.std(ddof=1) / len(numbers) ** 0.5
-    return f"{numbers.mean():.{digits}f} ± {error:.{digits}f}"
 
 
 def known(number: float) -> float | None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from benchmarks.committee.frozen import isolated, mean, spread
 from benchmarks.committee.minima import local_entropies, shortfalls
-from benchmarks.common.plots import COLORS, LINES, band, standard_error
+from benchmarks.common.intervals import standard_error
+from benchmarks.common.plots import COLORS, LINES, band
 
 MARKS = ("o", "s", "^", "D", "v")
 # Where minima of the loss were searched for.

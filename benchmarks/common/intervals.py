@@ -1,9 +1,9 @@
-"""Student's interval for the mean of a few numbers, such as differences seed by seed."""
+"""The mean of a few numbers, such as differences seed by seed: its error, Student's interval."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -36,3 +36,18 @@ def interval(sample: ArrayLike) -> Interval:
         return Interval(mean, -np.inf, np.inf)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * stats.sem(numbers))
     return Interval(mean, mean - half, mean + half)
+
+
+def standard_error(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Of the mean over seeds (the last axis), 0 with one seed."""
+    count = numbers.shape[-1]
+    if count == 1:
+        return np.zeros(numbers.shape[:-1])
+    return np.asarray(numbers.std(-1, ddof=1) / np.sqrt(count))
+
+
+def with_error(numbers: NDArray[Any], digits: int) -> str:
+    """Mean and standard error as text; of a single number that alone, a dash of nothing."""
+    if len(numbers) < 2:
+        return f"{numbers[0]:.{digits}f}" if len(numbers) else "-"
+    return f"{numbers.mean():.{digits}f} ± {standard_error(numbers):.{digits}f}"

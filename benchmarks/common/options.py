@@ -112,16 +112,22 @@ def as_json(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
+class DataOptions:
+    """Where images and texts are."""
+
+    data_dir: Annotated[Path | None, FREE] = None
+    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
+    cache_dir: Annotated[Path | None, FREE] = None
+    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(DataOptions):
     """Which images or text, and where they are."""
 
     dataset: str = "digits"
     """Images: digits (built in), or a TFDS set such as mnist, fashion_mnist, cifar10, cifar100; for
     a model of language a text: tiny_shakespeare, wikitext2."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 @dataclass(frozen=True, kw_only=True)

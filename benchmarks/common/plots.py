@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
+from benchmarks.common.intervals import standard_error
 from benchmarks.common.run_folder import Results, write_whole
 
 # Okabe and Ito's colors, which color-blind readers tell apart, each with a line style of its own.
@@ -70,12 +71,10 @@ def band(
         axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
 
 
-def standard_error(numbers: NDArray[Any]) -> NDArray[Any]:
-    """Of the mean over seeds (the last axis), 0 with one seed."""
-    count = numbers.shape[-1]
-    if count == 1:
-        return np.zeros(numbers.shape[:-1])
-    return np.asarray(numbers.std(-1, ddof=1) / np.sqrt(count))
+def line_style(at: int) -> dict[str, Any]:
+    """The style of the n-th of up to forty-nine curves; where colors start again, lines do not."""
+    lap, place = divmod(at, len(COLORS))
+    return {"color": COLORS[place], "linestyle": LINES[(place + lap) % len(LINES)]}
 
 
 def plain_ticks(axes: Axes) -> None:

@@ -20,7 +20,6 @@ from benchmarks.common.run_folder import Results, open_folder, stored_results, w
 from benchmarks.common.terminal import progress_bars, say, show_table
 from benchmarks.language.cells import NONE, Cell, losses, train
 from benchmarks.language.main import Language, make_setting
-from benchmarks.language.report import written
 
 # Nats per character of validation text by learning rate: of nanoGPT's README, which estimates them
 # on 20 random mini-batches, and of another implementation of the same size and budget.
@@ -106,8 +105,8 @@ def beside_others(found: Results) -> pd.DataFrame:
         rows.append(
             {
                 "learning rate": f"{rate:g}",
-                "here": written({0: loss}),
-                "training text": written({0: cell["train_loss"]}),
+                "here": f"{loss:.3f}",
+                "training text": f"{cell['train_loss']:.3f}",
                 "reported": "-" if reported is None else f"{reported:.2f}",
                 "here minus reported": "-" if reported is None else f"{loss - reported:+.3f}",
                 "nanoGPT's README": f"{README[rate]:.2f}" if rate in README else "-",

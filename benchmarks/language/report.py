@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.common.intervals import CONFIDENCE, interval
+from benchmarks.common.intervals import CONFIDENCE, interval, with_error
 from benchmarks.common.report import write_report
 from benchmarks.common.run_folder import Results
 
@@ -66,13 +66,8 @@ def seeds_of(found: Results, compression: str = "", **what: Any) -> dict[int, fl
 
 
 def written(losses: dict[int, float]) -> str:
-    """Mean and standard error of the mean, as text."""
-    if not losses:
-        return "-"
-    values = np.array([*losses.values()])
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    """Mean and standard error over the seeds, as text."""
+    return with_error(np.array([*losses.values()]), 3)
 
 
 def loss_table(found: Results, outer: str) -> pd.DataFrame:

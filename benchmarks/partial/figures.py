@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from benchmarks.common.plots import COLORS, LINES, plain_ticks, save, standard_error
+from benchmarks.common.intervals import standard_error
+from benchmarks.common.plots import line_style, plain_ticks, save
 
 
 def draw(folder: Path, found: dict[str, Any]) -> dict[str, Path]:
@@ -75,12 +76,6 @@ def layer_temperature(found: dict[str, Any]) -> Figure:
         axes.legend()
     figure.suptitle(subtitle(found), fontsize=10, color="0.35")
     return figure
-
-
-def line_style(at: int) -> dict[str, Any]:
-    """The style of the n-th curve; where the colors start again, the lines do not."""
-    lines = at + 3 * (at // len(COLORS))
-    return {"color": COLORS[at % len(COLORS)], "linestyle": LINES[lines % len(LINES)]}
 
 
 def subtitle(found: dict[str, Any]) -> str:

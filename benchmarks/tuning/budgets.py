@@ -1,17 +1,17 @@
 """`python -m benchmarks budgets`: the tuned methods at other budgets, errors all along the runs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.common import environment
+from benchmarks.common.intervals import with_error
 from benchmarks.common.options import (
-    FREE,
     POSITIVE,
     Among,
+    DataOptions,
     ResumeOptions,
     UsageError,
     Within,
@@ -25,10 +25,10 @@ from benchmarks.tuning.curves import (
     Course,
     difference,
     draw,
+    last_errors,
     logarithmic,
     marks_of,
     recorded_winners,
-    with_error,
 )
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.report import written
@@ -46,7 +46,7 @@ RIVAL = "sgd"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budgets(ResumeOptions):
+class Budgets(DataOptions, ResumeOptions):
     """Train the winners of a recorded table at several budgets; test errors all along each run.
 
     The settings are those that were tuned at the row's own budget. Nothing is chosen by what is
@@ -63,10 +63,6 @@ class Budgets(ResumeOptions):
     """Places along a run where the test error is taken, at most."""
     seeds: Annotated[int, Within(2)] = 5
     """Fresh trainings."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def run(options: Budgets) -> int:
@@ -128,7 +124,8 @@ def table(found: Results) -> pd.DataFrame:
     """Test errors at the end of each run: methods down, budgets across."""
     columns = {
         heading(found, budget): [
-            with_error(record["budgets"][budget]) for record in found["methods"].values()
+            with_error(100 * last_errors(record["budgets"][budget]), 2)
+            for record in found["methods"].values()
         ]
         for budget in budgets_of(found)
     }

@@ -13,7 +13,7 @@ from benchmarks.common.data import Dataset
 from benchmarks.common.intervals import Interval, interval
 from benchmarks.common.network import Network
 from benchmarks.common.options import UsageError
-from benchmarks.common.plots import COLORS, LINES, band
+from benchmarks.common.plots import band, line_style
 from benchmarks.common.report import ROOMS
 from benchmarks.common.run_folder import Results, read_results
 from benchmarks.tuning.contenders import Contender
@@ -121,21 +121,10 @@ def difference(curve: Mapping[str, Any], rival: Mapping[str, Any]) -> Interval:
     return interval(last_errors(curve) - last_errors(rival))
 
 
-def with_error(curve: Mapping[str, Any]) -> str:
-    """Mean and standard error at the end, in percent, as text."""
-    errors = last_errors(curve)
-    return f"{100 * errors.mean():.2f} ± {100 * errors.std(ddof=1) / len(errors) ** 0.5:.2f}"
-
-
-def style(at: int) -> dict[str, Any]:
-    """Color and line of the n-th of up to forty-nine methods, no two alike."""
-    lap, place = divmod(at, len(COLORS))
-    return {"color": COLORS[place], "ls": LINES[(place + lap) % len(LINES)], "lw": 1.4}
-
-
 def draw(axes: Axes, x: Sequence[float], curve: Mapping[str, Any], name: str, at: int) -> None:
     """One line of errors in percent, mean and one standard error."""
-    band(axes, np.asarray(x), 100 * np.asarray(curve["error"]), name, style(at))
+    style = line_style(at) | {"lw": 1.4}
+    band(axes, np.asarray(x), 100 * np.asarray(curve["error"]), name, style)
 
 
 def logarithmic(axes: Axes) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -16,7 +15,7 @@ from benchmarks.common import environment
 from benchmarks.common.data import Dataset
 from benchmarks.common.intervals import Interval, interval
 from benchmarks.common.network import Network
-from benchmarks.common.options import FREE, Among, ResumeOptions, Within, configuration
+from benchmarks.common.options import Among, DataOptions, ResumeOptions, Within, configuration
 from benchmarks.common.run_folder import Results, open_folder, stored_results, write_results
 from benchmarks.common.terminal import progress_bars, say, show_table
 from benchmarks.tuning.contenders import MOMENTUM, Contender, Run, Values
@@ -43,7 +42,7 @@ HELD_OUT = tuple(name for name, row in ROWS.items() if not row.not_run and name 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defaults(ResumeOptions):
+class Defaults(DataOptions, ResumeOptions):
     """Compare settings of `entropix.entropy_sgd` with only the learning rate chosen.
 
     Its learning rate and that of SGD come from one short grid by cross-validation on the training
@@ -55,10 +54,6 @@ class Defaults(ResumeOptions):
     """What to train on: by default rows that no setting was taken from."""
     seeds: Annotated[int, Within(5)] = 10
     """Fresh trainings."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def falling(rate: Any, steps: Any) -> optax.Schedule:

@@ -1,7 +1,6 @@
 """`python -m benchmarks devices`: replicated beside data-parallel, by bytes and by steps."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
@@ -9,11 +8,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import environment
 from benchmarks.common.data import Dataset
+from benchmarks.common.intervals import with_error
 from benchmarks.common.network import Network
 from benchmarks.common.options import (
-    FREE,
     POSITIVE,
     Among,
+    DataOptions,
     ResumeOptions,
     UsageError,
     Within,
@@ -28,9 +28,9 @@ from benchmarks.tuning.curves import (
     Course,
     difference,
     draw,
+    last_errors,
     logarithmic,
     recorded_winners,
-    with_error,
 )
 from benchmarks.tuning.entropic import CONTENDERS
 from benchmarks.tuning.parallel import PARALLEL, rivals, sent, steps_between_meetings
@@ -50,7 +50,7 @@ REPLICATED = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Devices(ResumeOptions):
+class Devices(DataOptions, ResumeOptions):
     """Test error of replicated methods against bytes sent and steps made in parallel.
 
     A device has one copy of the network. Beside them data-parallel SGD and AdamW on as many
@@ -65,10 +65,6 @@ class Devices(ResumeOptions):
     """Places along a run where the test error is taken, at most."""
     seeds: Annotated[int, Within(2)] = 5
     """Fresh trainings."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def run(options: Devices) -> int:
@@ -165,7 +161,7 @@ def table(found: Results) -> pd.DataFrame:
                 "steps between meetings": str(record["every"] or "-"),
                 "parallel steps": f"{record['updates'][-1]:,}",
                 "MB sent by each": f"{record['bytes'][-1] / 1e6:,.1f}",
-                "test error %": with_error(record),
+                "test error %": with_error(100 * last_errors(record), 2),
                 "minus data-parallel SGD": changes[0],
                 "minus data-parallel AdamW": changes[1],
             }

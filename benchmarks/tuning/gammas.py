@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -16,9 +15,9 @@ import entropix
 from benchmarks.common import environment
 from benchmarks.common.network import Network
 from benchmarks.common.options import (
-    FREE,
     POSITIVE,
     Among,
+    DataOptions,
     FolderOptions,
     UsageError,
     configuration,
@@ -39,7 +38,7 @@ APART = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gammas(FolderOptions):
+class Gammas(DataOptions, FolderOptions):
     """Hold `entropix.scoping.find_gamma` against the gammas that tuning chose on recorded rows.
 
     At the learning rates and loops that won there, after some steps of SGD. No number of the
@@ -52,10 +51,6 @@ class Gammas(FolderOptions):
     """Steps of SGD before the test."""
     seeds: Annotated[int, POSITIVE] = 2
     """Networks to test."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def run(options: Gammas) -> int:

@@ -12,7 +12,14 @@ import jax
 from benchmarks.common import environment
 from benchmarks.common.data import Dataset
 from benchmarks.common.network import Network
-from benchmarks.common.options import FREE, ResumeOptions, UsageError, Within, configuration
+from benchmarks.common.options import (
+    FREE,
+    DataOptions,
+    ResumeOptions,
+    UsageError,
+    Within,
+    configuration,
+)
 from benchmarks.common.report import MARKDOWN
 from benchmarks.common.run_folder import (
     open_folder,
@@ -37,7 +44,7 @@ DIGITS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(ResumeOptions):
+class Table(DataOptions, ResumeOptions):
     """Retrain the winners of `tune` on fresh seeds and all training images, and judge them once.
 
     Writes results.json, trials.json with every trial of `tune`, and report.md.
@@ -51,10 +58,6 @@ class Table(ResumeOptions):
     """Of how many of them the width of the minimum is measured."""
     together: Annotated[bool, FREE] = False
     """Train seeds side by side, for an accelerator."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def run(options: Table) -> int:

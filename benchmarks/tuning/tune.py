@@ -9,6 +9,7 @@ from benchmarks.common.options import (
     FREE,
     POSITIVE,
     Among,
+    DataOptions,
     ResumeOptions,
     UsageError,
     Within,
@@ -28,7 +29,7 @@ from benchmarks.tuning.search import Plan, Store, rank, tune, winner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(ResumeOptions):
+class Tune(DataOptions, ResumeOptions):
     """Tune every method alike, by cross-validation on the training images of one row.
 
     Each method gets the same number of points of its own space of hyper-parameters. All are judged
@@ -52,10 +53,6 @@ class Tune(ResumeOptions):
     """Of the points, the folds and the choice of images."""
     together: Annotated[bool, FREE] = False
     """Train trials side by side, for an accelerator."""
-    data_dir: Annotated[Path | None, FREE] = None
-    """Where TFDS keeps its sets; by default $TFDS_DATA_DIR, else TFDS's own."""
-    cache_dir: Annotated[Path | None, FREE] = None
-    """Where decoded images are kept; by default entropix in $XDG_CACHE_HOME or ~/.cache."""
 
 
 def run(options: Tune) -> int:
