@@ -1,10 +1,11 @@
 """Checks of what a caller hands in, made when a factory is called.
 
 A hyper-parameter may be a tracer (under ``optax.inject_hyperparams`` or inside ``jit``): only
-Python and NumPy numbers, whose value is known, are checked. Each error names the argument, its
+numbers whose value is known are checked. Each error names the argument, its
 value and what is accepted.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,6 +93,17 @@ def check_below(name: str, number: Any, bound_name: str, bound: Any) -> None:
         raise ValueError(
             f"{name} must be an integer >= 0 and < {bound_name} = {bound}, got {number}"
         )
+
+
+def holds(test: Callable[[jax.Array], jax.Array], values: Any) -> bool:
+    """Whether the test is true of an array; of a tracer's unknown values it is taken to be.
+
+    Computed at once also while jax traces a function that closes over the array.
+    """
+    if isinstance(values, jax.core.Tracer):
+        return True
+    with jax.ensure_compile_time_eval():
+        return bool(test(jnp.asarray(values)))
 
 
 def check_float_leaves(name: str, tree: Any) -> None:

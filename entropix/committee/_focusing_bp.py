@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from entropix._checks import check_number
+from entropix._checks import check_number, holds
 from entropix._keys import check_key, fresh_key
 from entropix.committee._arguments import message_passing, stop_when
 from entropix.committee._fixed_point import (
@@ -23,7 +23,7 @@ from entropix.committee._fixed_point import (
     start,
 )
 from entropix.committee._messages import Node, Normal, Problem, no_messages
-from entropix.committee._model import Committee, holds
+from entropix.committee._model import Committee
 
 
 class Protocol(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Real
 
-from entropix._checks import check_integer
+from entropix._checks import check_integer, holds
 from entropix._keys import check_key, fresh_key
 
 Architecture = Literal["tree", "full"]
@@ -272,17 +272,6 @@ def check_signs(name: str, values: Any) -> None:
       ValueError: one is not; the message names it.
     """
     _check_each(name, values, "each be +1 or -1", lambda x: jnp.abs(x) == 1)
-
-
-def holds(test: Callable[[jax.Array], jax.Array], values: Any) -> bool:
-    """Whether the test is true of an array; of a tracer's unknown values it is taken to be.
-
-    Computed at once also while jax traces a function that closes over the array.
-    """
-    if isinstance(values, jax.core.Tracer):
-        return True
-    with jax.ensure_compile_time_eval():
-        return bool(test(jnp.asarray(values)))
 
 
 def _check_each(

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_integer, check_number
+from entropix._checks import check_integer, check_number, holds
 from entropix._keys import check_key, fresh_key
 from entropix.committee._arguments import dtype_of
 from entropix.committee._messages import Problem
@@ -112,7 +112,7 @@ def parallel_tempering(
     check_number("beta", beta, at_least=0)
     if np.ndim(beta) != 1 or np.shape(beta)[0] < 2:
         raise ValueError(f"beta must have shape (T,), T at least 2, got {np.shape(beta)}")
-    if not isinstance(beta, jax.core.Tracer) and (beta[0] != 0 or np.any(np.diff(beta) <= 0)):
+    if not holds(lambda x: (x[0] == 0) & jnp.all(jnp.diff(x) > 0), beta):
         raise ValueError(f"beta must rise from 0, got {beta}")
     check_integer("num_sweeps", num_sweeps, at_least=4)
     check_integer("num_runs", num_runs, at_least=2)

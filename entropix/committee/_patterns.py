@@ -165,7 +165,7 @@ def _upper_half(pixels: Float[Array, "images pixels"]) -> Float[Array, "images p
 
 
 def two_classes(
-    patterns: Shaped[Array, "patterns inputs"],
+    patterns: Shaped[ArrayLike, "patterns inputs"],
     classes: Shaped[ArrayLike, " patterns"],
     pair: tuple[int, int],
     per_class: int,
@@ -211,6 +211,7 @@ def two_classes(
             )
         chosen.append(jax.random.choice(draw_key, members, (per_class,), replace=False))
     order = jax.random.permutation(order_key, 2 * per_class)
+    patterns = jnp.asarray(patterns)
     labels = jnp.repeat(jnp.array([1, -1], patterns.dtype), per_class)
     return Examples(patterns[jnp.concatenate(chosen)[order]], labels[order])
 

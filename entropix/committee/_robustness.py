@@ -9,9 +9,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from entropix._checks import check_integer, check_number
+from entropix._checks import check_integer, check_number, holds
 from entropix._keys import check_key, fresh_key
-from entropix.committee._model import Committee, check_examples, check_weights, holds
+from entropix.committee._model import Committee, check_examples, check_weights
 
 
 class NoiseRobustness(NamedTuple):

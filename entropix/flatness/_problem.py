@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from entropix._canary import warn_if_backend_is_faulty
-from entropix._checks import check_float_leaves, check_integer
+from entropix._checks import check_float_leaves, check_integer, holds
 from entropix._masks import Mask, full_mask
 from entropix.flatness._chunks import num_examples
 from entropix.flatness._programs import Hoisted, hoist
@@ -37,7 +36,7 @@ def check_inputs(params: Any, data: Any, batch_size: int | None) -> None:
     if not leaves:
         raise ValueError(f"params must hold at least one array, got {params!r}")
     for path, leaf in leaves:
-        if not isinstance(leaf, jax.core.Tracer) and not _is_finite(leaf):
+        if not holds(_all_finite, leaf):
             raise ValueError(
                 f"params must be finite, got NaN or infinity at params{jax.tree_util.keystr(path)}"
             )
@@ -46,17 +45,7 @@ def check_inputs(params: Any, data: Any, batch_size: int | None) -> None:
         check_integer("batch_size", batch_size, at_least=1)
 
 
-def _is_finite(leaf: Any) -> bool:
-    """Whether all numbers are finite, looked at where they are: no leaf is gathered.
-
-    Inside a function that is being compiled too, where the leaf is a constant.
-    """
-    if isinstance(leaf, np.ndarray):
-        return bool(np.all(np.isfinite(leaf)))
-    with jax.ensure_compile_time_eval():
-        return bool(_all_finite(leaf))
-
-
+# Compiled, so that a divided leaf is looked at where it is.
 @jax.jit
 def _all_finite(leaf: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(leaf))

@@ -69,7 +69,7 @@ def resize(params: Any, replicas: int, state: Any = None) -> tuple[Any, Any]:
     """
     check_integer("replicas", replicas, at_least=1)
     old = num_replicas(params)
-    places = jnp.arange(replicas) % old
+    places = np.arange(replicas) % old
 
     def taken(x: Any) -> Any:
         return _laid_like(x, x[places]) if _is_stacked(x, old) else x

@@ -8,6 +8,7 @@ import pytest
 
 from entropix.committee import (
     Committee,
+    approximate_message_passing,
     belief_propagation,
     binarize,
     entropic_lal,
@@ -15,6 +16,7 @@ from entropix.committee import (
     least_action_learning,
     local_entropy_curve,
     noise_robustness,
+    parallel_tempering,
     pseudo_reinforcement,
     random_patterns,
     replicated_lal,
@@ -26,13 +28,15 @@ from entropix.committee import (
     two_classes,
 )
 
-BINARY, SPHERE = Committee(15, 3), Committee(15, 3, weights="spherical")
+FLAT, BINARY, SPHERE = Committee(15), Committee(15, 3), Committee(15, 3, weights="spherical")
 EXAMPLES = random_patterns(BINARY, 0.4, 0)
 SIGNS = jnp.ones(BINARY.shape)
+BETAS = jnp.array([0.0, 1.0])
 RATES = jnp.array([0.1, 0.2])
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 3)))
 
 CALLS = {
+    "approximate_message_passing": lambda x, y, key: approximate_message_passing(FLAT, x, y),
     "belief_propagation": lambda x, y, key: belief_propagation(BINARY, x, y, field=SIGNS),
     "local_entropy_curve": lambda x, y, key: local_entropy_curve(
         BINARY, SIGNS, x, y, np.array([1.0, 0.5])
@@ -52,6 +56,9 @@ CALLS = {
     "replicated_lal": lambda x, y, key: replicated_lal(BINARY, x, y, key),
     "surrogate_sgd": lambda x, y, key: surrogate_sgd(SPHERE, x, y, optax.sgd(1.0), key),
     "surrogate_loss": lambda x, y, key: surrogate_loss(SPHERE, beta=1.0, gamma=1.0)(SIGNS, (x, y)),
+    "parallel_tempering": lambda x, y, key: parallel_tempering(
+        BINARY, x, y, BETAS, key, num_sweeps=8
+    ),
     "noise_robustness": lambda x, y, key: noise_robustness(BINARY, SIGNS, x, y, RATES, key),
 }
 
@@ -78,13 +85,18 @@ def test_makers_of_patterns_and_protocols_compile_around_what_they_are_given():
     jax.eval_shape(lambda: (binarize(IMAGES), rising_coupling(RATES), pseudo_reinforcement(RATES)))
     jax.eval_shape(lambda key: shuffle_pixels(EXAMPLES.patterns, key), jax.random.key(0))
     classes = jnp.array([0, 0, 0, 1, 1, 1])
-    found = jax.eval_shape(
-        lambda key: two_classes(EXAMPLES.patterns, classes, (0, 1), 2, key), jax.random.key(0)
-    )
-    assert found.patterns.shape == (4, 15)
+    for patterns in (EXAMPLES.patterns, np.asarray(EXAMPLES.patterns)):
+        found = jax.eval_shape(
+            lambda key, x=patterns: two_classes(x, classes, (0, 1), 2, key), jax.random.key(0)
+        )
+        assert found.patterns.shape == (4, 15)
     falling, unknown = -RATES, IMAGES * jnp.nan
-    for call in (lambda: rising_coupling(falling), lambda: binarize(unknown)):
-        with pytest.raises(ValueError, match=r"gamma.*-0\.1|images.*nan"):
+    for call in (
+        lambda: rising_coupling(falling),
+        lambda: binarize(unknown),
+        lambda: parallel_tempering(BINARY, *EXAMPLES, RATES, 0),
+    ):
+        with pytest.raises(ValueError, match=r"gamma.*-0\.1|images.*nan|beta must rise from 0"):
             jax.eval_shape(call)
     with pytest.raises(TypeError, match="classes"):
         jax.eval_shape(lambda c: two_classes(EXAMPLES.patterns, c, (0, 1), 2, 0), classes)

@@ -77,6 +77,14 @@ def test_resize_keeps_the_center(size):
         np.testing.assert_array_equal(matrix, old)
 
 
+def test_a_stack_of_numpy_is_resized_inside_a_compiled_function_too():
+    stack = jax.tree.map(np.asarray, STACK)
+    inside, _ = jax.jit(lambda: replicas.resize(stack, 3))()
+    np.testing.assert_allclose(
+        as_matrix(inside), as_matrix(replicas.resize(STACK, 3)[0]), rtol=1e-6
+    )
+
+
 @pytest.mark.slow
 def test_the_optimizer_state_follows_its_replica():
     tx = optax.chain(entropix.couple_replicas(0.1, center="moving", axis=0), optax.adam(0.1))
