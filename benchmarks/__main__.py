@@ -113,7 +113,7 @@ COMMANDS: dict[str, Command] = {
         "benchmarks.committee.main",
         "CommitteeMachines",
         "widths of the solutions of committee machines, by algorithm",
-        "1 hour, needs Fashion-MNIST",
+        "20 minutes, needs Fashion-MNIST",
     ),
     "loads": Command(
         "benchmarks.committee.loads",

@@ -140,10 +140,11 @@ def correlation(found: dict[str, Any]) -> Figure:
             one.plot(x, points[:, 2], "o", color=styles[algorithm]["color"], label=algorithm)
         one.set(xlabel=label, ylabel="test error (%)")
         one.locator_params(axis="x", nbins=5)
-        one.set_title(
-            f"correlation {found['correlations'][quantity]:+.2f}, "
-            f"{found['correlations']['runs']} runs"
-        )
+        correlations = found["correlations"]
+        title = f"correlation {correlations[quantity]:+.2f}, {correlations['runs']} runs"
+        if within := correlations.get(f"{quantity}_within"):
+            title += f"; within an algorithm {within:+.2f}"
+        one.set_title(title)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper")
     return figure
