@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import jax
@@ -28,7 +29,7 @@ from benchmarks.common.options import (
     Within,
     check_known,
 )
-from benchmarks.common.training import Trainer, TrainState, replica_keys
+from benchmarks.common.training import Trainer, TrainState, starts
 from entropix import scoping
 
 
@@ -118,7 +119,7 @@ class Scene:
         """The trainer of one method on all seeds."""
         method, values, options = self.methods[name], self.values[name], self.options
         replicas = self.budget.copies(method)
-        gamma = self._balanced_gamma(replicas) if method.replicated else 0.0
+        gamma = self._balanced_gamma if method.replicated else 0.0
         steps = self.budget.steps(method)
 
         def build(key: jax.Array, axis_name: tuple[str, ...]) -> optax.GradientTransformation:
@@ -178,15 +179,16 @@ class Scene:
         methods = [(method, self.values[name]) for name, method in self.methods.items()]
         return plan_budget(asked, options.replicas, points, methods)
 
-    def _balanced_gamma(self, replicas: int) -> float:
+    @cached_property
+    def _balanced_gamma(self) -> float:
         """The coupling at which pull and loss of untrained replicas are of one size."""
-        init = jax.jit(jax.vmap(self.network.init))
+        seeds = jnp.asarray(self.options.all_seeds, jnp.uint32)
+        start = starts(self.network, seeds, self.options.replicas)
         couplings = []
-        for seed in self.options.all_seeds:
-            keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(replica_keys(seed, replicas))
-            params, stats = init(keys)
-            loss = jnp.mean(jnp.asarray(self.evaluator.glance(params, stats).train_loss))
-            couplings.append(float(scoping.automatic(loss, params)))
+        for at in range(len(seeds)):
+            one = jax.tree.map(lambda x, at=at: x[:, at], (start.params, start.batch_stats))
+            loss = jnp.mean(jnp.asarray(self.evaluator.glance(*one).train_loss))
+            couplings.append(float(scoping.automatic(loss, one[0])))
         return sum(couplings) / len(couplings)
 
 

@@ -120,6 +120,17 @@ def initial_state(
     return state_from(build, start_of(network, key))
 
 
+@partial(jax.jit, static_argnames=("network", "replicas"))
+def starts(network: Network, seeds: jax.Array, replicas: int) -> Start:
+    """Where the replicas of all seeds start, leaves (replicas, seeds, ...).
+
+    One program for all methods of a run: drawing a large network takes longer to compile than to
+    do.
+    """
+    keys = jax.vmap(lambda seed: replica_keys(seed, replicas), out_axes=1)(seeds)
+    return jax.vmap(jax.vmap(partial(start_of, network)))(keys)
+
+
 def replica_keys(seed: int | jax.Array, count: int) -> jax.Array:
     """One key per replica, which does not depend on how many there are."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(
@@ -178,20 +189,18 @@ class Trainer:
                 jax.tree.map(lambda x: np.broadcast_to(x, (replicas, *x.shape)), data)
             )
 
-        def init(key: jax.Array, eldest: jax.Array) -> TrainState:
-            start = start_of(network, key)
-            if alike:
-                start = start._replace(params=start_of(network, eldest).params)
-            return state_from(build_here, start)
-
-        some_key = jax.random.key(0)
-        axes = replica_axes(jax.eval_shape(init, some_key, some_key))
+        init = partial(state_from, build_here)
+        axes = replica_axes(
+            jax.eval_shape(lambda key: init(start_of(network, key)), jax.random.key(0))
+        )
         self._step = jax.vmap(step, in_axes=(axes, 0), out_axes=(axes, 0))
-        of_seeds = jax.vmap(init, out_axes=axes)
+        self._starts = partial(starts, network, self._seeds, replicas)
 
-        def init_all(seeds: jax.Array) -> TrainState:
-            keys = jax.vmap(lambda seed: replica_keys(seed, replicas), out_axes=1)(seeds)
-            return jax.vmap(of_seeds, in_axes=(0, None), out_axes=axes)(keys, keys[0])
+        def init_all(start: Start) -> TrainState:
+            if alike:
+                eldest = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), start.params)
+                start = start._replace(params=eldest)
+            return jax.vmap(jax.vmap(init, out_axes=axes), out_axes=axes)(start)
 
         self._init = jax.jit(init_all)
         behind = jax.tree.map(lambda axis: axis + 1, axes.opt_state)
@@ -213,7 +222,7 @@ class Trainer:
 
     def init(self) -> TrainState:
         """The state at step 0. A seed's network starts the same whatever the method."""
-        state: TrainState = self._plan.place(self._init(self._seeds))
+        state: TrainState = self._plan.place(self._init(self._starts()))
         return state
 
     def shapes(self) -> TrainState:

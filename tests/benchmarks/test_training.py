@@ -18,6 +18,7 @@ from benchmarks.common.family import ALL_METHODS, FAMILY
 from benchmarks.common.methods import METHODS, Course
 from benchmarks.common.models import Dense, LeNet
 from benchmarks.common.network import Network
+from benchmarks.common.scene import Scene, TrainingOptions
 from benchmarks.common.training import STEPS_PER_CALL, Trainer
 
 SEEDS = (0, 7)
@@ -114,6 +115,32 @@ def test_workers_of_diloco_start_alike_and_replicas_do_not():
         assert bool((kernel[0] == kernel[1]).all()) == alike, name
         # Another seed is another network.
         assert not (kernel[0, 0] == kernel[0, 1]).all()
+
+
+@pytest.mark.slow
+def test_the_networks_of_all_methods_are_drawn_by_one_program(monkeypatch):
+    drawn, init = [], Network.init
+    monkeypatch.setattr(Network, "init", lambda self, key: drawn.append(key) or init(self, key))
+    network = Network(Dense((31,), 10, 0.0), (8, 8, 1))
+    names = ("sgd", "adam", "entropy_sgd")
+    trainers = [make_trainer(name, network=network, steps=WHOLE) for name in names]
+    drawn.clear()
+    for trainer in trainers:
+        trainer.init()
+    assert len(drawn) == 1
+
+
+@pytest.mark.slow
+def test_replicated_methods_share_the_search_for_their_coupling(monkeypatch):
+    names = ("replicated_sgd", "replicated_sgd_y")
+    scene = Scene(TrainingOptions(seeds=2), names, points=1)
+    glances, glance = [], Evaluator.glance
+    monkeypatch.setattr(
+        Evaluator, "glance", lambda self, *weights: glances.append(1) or glance(self, *weights)
+    )
+    for name in names:
+        scene.trainer(name)
+    assert len(glances) == 2
 
 
 @pytest.mark.slow
