@@ -33,9 +33,15 @@ def _has_convolution(jaxpr: Any) -> bool:
     """Whether a convolution is among the equations that `evaluate` rewrites."""
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or (equation.primitive.name in _CALLS and _has_convolution(equation.params["jaxpr"].jaxpr))
+        or (equation.primitive.name in _CALLS and _has_convolution(_called(equation).jaxpr))
         for equation in jaxpr.eqns
     )
+
+
+def _called(equation: Any) -> Any:
+    """The program that a call runs."""
+    params = equation.params
+    return params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
 
 
 def evaluate(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
@@ -52,7 +58,7 @@ def evaluate(jaxpr: Any, consts: list[Any], arguments: list[Any]) -> list[Any]:
         if equation.primitive.name == "conv_general_dilated" and jax.default_backend() == "cpu":
             answers = [_canonical(*operands, **equation.params)]
         elif equation.primitive.name in _CALLS:
-            inner = equation.params["jaxpr"]
+            inner = _called(equation)
             answers = evaluate(inner.jaxpr, inner.consts, operands)
         else:
             bound = equation.primitive.get_bind_params(equation.params)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.extend import core
 
 from entropix.flatness._convolutions import evaluate
+from entropix.flatness._state import JIT, Same, global_values, state, value_key
 
 _Build: TypeAlias = Callable[[Iterator[Any]], Any]
 _REMEMBERED = 512
@@ -30,7 +31,6 @@ _SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_disable_jit",
 )
-_JIT = type(jax.jit(lambda: None))
 
 
 class Program:
@@ -85,27 +85,21 @@ class Hoisted:
         return self.program(self.arrays, *arguments)
 
 
-class _Same:
-    """An object compared by identity, and not kept alive where that can be helped."""
+@dataclass(frozen=True)
+class _Reached:
+    """What a function reaches.
 
-    def __init__(self, thing: Any) -> None:
-        self._id = id(thing)
-        try:
-            self._get: Callable[[], Any] = weakref.ref(thing)
-        except TypeError:
-            self._get = lambda: thing
+    Attributes:
+      arrays: those that its program takes as arguments.
+      state: keys of all else that a trace of it may read and that may change.
+    """
 
-    def __hash__(self) -> int:
-        return self._id
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        thing = self._get()
-        return thing is not None and thing is other._get()
+    arrays: list[Any]
+    state: list[Hashable]
 
 
-_memory: collections.OrderedDict[Hashable, tuple[Program, list[Any]]] = collections.OrderedDict()
+_Remembered: TypeAlias = tuple[Program, list[Any], list[Hashable]]
+_memory: collections.OrderedDict[Hashable, _Remembered] = collections.OrderedDict()
 
 
 def hoist(function: Callable[..., Any], *arguments: Any) -> Hoisted:
@@ -121,23 +115,25 @@ def hoist(function: Callable[..., Any], *arguments: Any) -> Hoisted:
     Returns:
       A function of arguments of these shapes and dtypes.
     """
-    leaves: list[Any] = []
+    reached = _Reached([], [])
     about = _about(arguments)
-    key, build = _apart(function, leaves, ())
+    key, build = _apart(function, reached, ())
     try:
-        return _traced((key, _about(leaves), about), build, leaves, arguments)
+        return _traced((key, _about(reached.arrays), about), build, reached, arguments)
     except (TypeError, IndexError):
         # It may need an array's value while it is traced, and then is traced as it stands.
-        return _traced((_Same(function), about), lambda _: function, [], arguments)
+        whole = _Reached([], [*reached.state, *map(Same, reached.arrays)])
+        return _traced((Same(function), about), lambda _: function, whole, arguments)
 
 
-def _traced(key: Hashable, build: _Build, leaves: list[Any], arguments: tuple[Any, ...]) -> Hoisted:
+def _traced(key: Hashable, build: _Build, reached: _Reached, arguments: tuple[Any, ...]) -> Hoisted:
     """The program remembered for a key, or a new one, with its arrays."""
+    leaves = reached.arrays
     found = _memory.get(key)
     if found is not None:
-        program, references = found
+        program, references, before = found
         hidden = [reference() for reference in references]
-        if all(array is not None for array in hidden):
+        if before == reached.state and all(array is not None for array in hidden):
             _memory.move_to_end(key)
             return Hoisted(program, (hidden, leaves))
 
@@ -158,7 +154,7 @@ def _traced(key: Hashable, build: _Build, leaves: list[Any], arguments: tuple[An
         program = Program(closed.jaxpr, shapes, answer)
     hidden = list(closed.consts)
     if not any(isinstance(array, jax.core.Tracer) for array in hidden):
-        _memory[key] = program, [_reference(array) for array in hidden]
+        _memory[key] = program, [_reference(array) for array in hidden], reached.state
         if len(_memory) > _REMEMBERED:
             _memory.popitem(last=False)
     return Hoisted(program, (hidden, leaves))
@@ -187,32 +183,32 @@ def _about(tree: Any) -> Hashable:
     return structure, types_, settings, jax.sharding.get_abstract_mesh()
 
 
-def _apart(thing: Any, leaves: list[Any], above: tuple[int, ...]) -> tuple[Hashable, _Build]:
-    """Takes a thing apart: its arrays go to ``leaves``; a key of the rest, and how to build it."""
+def _apart(thing: Any, reached: _Reached, above: tuple[int, ...]) -> tuple[Hashable, _Build]:
+    """Takes a thing apart: its arrays go to ``reached``; a key of the rest, and how to build it."""
     if isinstance(thing, (jax.Array, np.ndarray)):
-        leaves.append(thing)
+        reached.arrays.append(thing)
         return "array", next
     if id(thing) in above:
-        return _Same(thing), lambda _: thing
+        return Same(thing), lambda _: thing
     above = (*above, id(thing))
-    before = len(leaves)
-    key, build = _inside(thing, leaves, above)
+    before = len(reached.arrays)
+    key, build = _inside(thing, reached, above)
     # What holds no array need not be built again.
-    return key, build if len(leaves) > before else lambda _: thing
+    return key, build if len(reached.arrays) > before else lambda _: thing
 
 
-def _inside(thing: Any, leaves: list[Any], above: tuple[int, ...]) -> tuple[Hashable, _Build]:
+def _inside(thing: Any, reached: _Reached, above: tuple[int, ...]) -> tuple[Hashable, _Build]:
     """`_apart` for what is no array."""
-    if isinstance(thing, _JIT) and hasattr(thing, "__wrapped__"):
-        return _apart(thing.__wrapped__, leaves, above)
+    if isinstance(thing, JIT) and hasattr(thing, "__wrapped__"):
+        return _apart(thing.__wrapped__, reached, above)
     if isinstance(thing, types.FunctionType):
-        return _function_apart(thing, leaves, above)
+        return _function_apart(thing, reached, above)
     if isinstance(thing, types.MethodType):
-        key, build = _apart((thing.__func__, thing.__self__), leaves, above)
+        key, build = _apart((thing.__func__, thing.__self__), reached, above)
         return ("method", key), lambda found: types.MethodType(*build(found))
     if isinstance(thing, functools.partial):
         parts = (thing.func, thing.args, thing.keywords)
-        key, build = _apart(parts, leaves, above)
+        key, build = _apart(parts, reached, above)
 
         def rebuild(found: Iterator[Any]) -> Any:
             function, args, keywords = build(found)
@@ -223,10 +219,12 @@ def _inside(thing: Any, leaves: list[Any], above: tuple[int, ...]) -> tuple[Hash
         children, structure = jax.tree.flatten(thing)
         hash(structure)
     except (TypeError, ValueError):
-        return _Same(thing), lambda _: thing
+        reached.state.append(state(thing, {}))
+        return Same(thing), lambda _: thing
     if jax.tree_util.treedef_is_leaf(structure):
-        return _value(thing), lambda _: thing
-    pairs = [_apart(child, leaves, above) for child in children]
+        reached.state.append(state(thing, {}))
+        return value_key(thing), lambda _: thing
+    pairs = [_apart(child, reached, above) for child in children]
 
     def unflatten(found: Iterator[Any]) -> Any:
         return jax.tree.unflatten(structure, [build(found) for _, build in pairs])
@@ -235,16 +233,16 @@ def _inside(thing: Any, leaves: list[Any], above: tuple[int, ...]) -> tuple[Hash
 
 
 def _function_apart(
-    function: types.FunctionType, leaves: list[Any], above: tuple[int, ...]
+    function: types.FunctionType, reached: _Reached, above: tuple[int, ...]
 ) -> tuple[Hashable, _Build]:
     """A Python function as its code and what the code reaches."""
     cells = function.__closure__ or ()
     try:
         contents = tuple(cell.cell_contents for cell in cells)
     except ValueError:
-        return _Same(function), lambda _: function
+        return Same(function), lambda _: function
     parts = (contents, function.__defaults__, function.__kwdefaults__)
-    key, build = _apart(parts, leaves, above)
+    key, build = _apart(parts, reached, above)
 
     def rebuild(found: Iterator[Any]) -> Any:
         contents, defaults, keyword_defaults = build(found)
@@ -258,29 +256,9 @@ def _function_apart(
         again.__kwdefaults__ = keyword_defaults
         return again
 
-    reached = tuple(
-        _value(function.__globals__[name])
-        for name in _names(function.__code__)
-        if name in function.__globals__
-    )
-    return (function.__code__, reached, key), rebuild
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """The global names that a function and the functions inside it may read."""
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return sorted({*code.co_names}.union(*(_names(one) for one in inner)))
-
-
-def _value(thing: Any) -> Hashable:
-    """A key of a thing that is no array: its value where it has one, else itself."""
-    if callable(thing) or getattr(type(thing), "__hash__", None) is object.__hash__:
-        return _Same(thing)
-    try:
-        hash(thing)
-    except TypeError:
-        return _Same(thing)
-    return type(thing), thing, repr(thing) if isinstance(thing, float) else ""
+    values = global_values(function)
+    reached.state.extend(state(value, function.__globals__) for value in values)
+    return (function.__code__, tuple(value_key(value) for value in values), key), rebuild
 
 
 def _inner(jaxpr: Any) -> Iterator[Any]:

@@ -114,6 +114,46 @@ def test_a_changed_global_is_seen():
     np.testing.assert_allclose(hessian(names["loss"], W, X) @ W, 2 * before, rtol=1e-6)
 
 
+class Settings:
+    """What a loss reads its scale from; callable for a loss that is an object."""
+
+    scale = 1.0
+
+    def __call__(self, w, x):
+        return self.scale * jnp.mean(jnp.matmul(x, w) ** 2)
+
+
+def in_a_helper(settings):
+    names = {"jnp": jnp, "scale": 1.0}
+    exec("helper = lambda w, x: scale * jnp.mean(jnp.matmul(x, w) ** 2)", names)
+    exec("loss = lambda w, x: helper(w, x)", names)
+    return names["loss"], lambda scale: names.update(scale=scale)
+
+
+def in_a_dictionary(settings):
+    names = {"jnp": jnp, "settings": {"model": {"scale": 1.0}}}
+    exec("loss = lambda w, x: settings['model']['scale'] * jnp.mean(jnp.matmul(x, w) ** 2)", names)
+    return names["loss"], lambda scale: names["settings"]["model"].update(scale=scale)
+
+
+def in_an_attribute(settings):
+    return lambda w, x: settings(w, x), lambda scale: setattr(settings, "scale", scale)
+
+
+def in_the_loss_itself(settings):
+    return settings, lambda scale: setattr(settings, "scale", scale)
+
+
+@pytest.mark.parametrize(
+    "make", [in_a_helper, in_a_dictionary, in_an_attribute, in_the_loss_itself]
+)
+def test_what_a_loss_reads_is_seen_to_change_wherever_it_is(make):
+    loss, change = make(Settings())
+    before = hessian(loss, W, X) @ W
+    change(2.0)
+    np.testing.assert_allclose(hessian(loss, W, X) @ W, 2 * before, rtol=1e-6)
+
+
 SCALES = np.arange(1.0, 6.0, dtype=np.float32)
 
 
@@ -194,6 +234,20 @@ def test_every_way_to_a_product(product, accuracy, remat, batch_size, x64):
     expected = jax.hessian(lambda w: problems.mlp(unflatten(w), data))(flat)
     h = hessian(problems.mlp, params, data, product=product, remat=remat, batch_size=batch_size)
     np.testing.assert_allclose(dense(h), expected, atol=accuracy)
+
+
+@pytest.mark.slow
+def test_a_scan_over_layers_computed_again_in_chunks(x64):
+    params, data = problems.mlp_problem(hidden=3)
+    layers = jnp.stack([jnp.eye(data[0].shape[1]) * scale for scale in (0.5, 0.7)])
+
+    def loss(layers, batch):
+        hidden, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), batch[0], layers)
+        return problems.mlp(params, (hidden, batch[1]))
+
+    h = hessian(loss, layers, data, remat=True, batch_size=25)
+    expected = jax.jvp(lambda w: jax.grad(loss)(w, data), (layers,), (jnp.ones_like(layers),))[1]
+    np.testing.assert_allclose(h @ jnp.ones_like(layers), expected, atol=1e-13)
 
 
 @pytest.mark.slow
