@@ -11,7 +11,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend import core
 
 from entropix.flatness._convolutions import evaluate
-from entropix.flatness._state import JIT, Same, global_values, state, value_key
+from entropix.flatness._state import JIT, Same, global_values, names_of, state, value_key
 
 _Build: TypeAlias = Callable[[Iterator[Any]], Any]
 _REMEMBERED = 512
@@ -91,11 +91,18 @@ class _Reached:
 
     Attributes:
       arrays: those that its program takes as arguments.
-      state: keys of all else that a trace of it may read and that may change.
+      things: all else that a trace of it may read, each with the global names of its function.
+      names: those in the code of all functions.
     """
 
-    arrays: list[Any]
-    state: list[Hashable]
+    arrays: list[Any] = field(default_factory=list)
+    things: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+    def state(self) -> list[Hashable]:
+        """Keys of the things, which change where a trace may read something else in them."""
+        names = frozenset(self.names)
+        return [state(thing, namespace, names) for thing, namespace in self.things]
 
 
 _Remembered: TypeAlias = tuple[Program, list[Any], list[Hashable]]
@@ -115,25 +122,31 @@ def hoist(function: Callable[..., Any], *arguments: Any) -> Hoisted:
     Returns:
       A function of arguments of these shapes and dtypes.
     """
-    reached = _Reached([], [])
+    reached = _Reached()
     about = _about(arguments)
     key, build = _apart(function, reached, ())
+    arrays, now = reached.arrays, reached.state()
     try:
-        return _traced((key, _about(reached.arrays), about), build, reached, arguments)
+        return _traced((key, _about(arrays), about), build, arrays, now, arguments)
     except (TypeError, IndexError):
         # It may need an array's value while it is traced, and then is traced as it stands.
-        whole = _Reached([], [*reached.state, *map(Same, reached.arrays)])
-        return _traced((Same(function), about), lambda _: function, whole, arguments)
+        now += map(Same, arrays)
+        return _traced((Same(function), about), lambda _: function, [], now, arguments)
 
 
-def _traced(key: Hashable, build: _Build, reached: _Reached, arguments: tuple[Any, ...]) -> Hoisted:
-    """The program remembered for a key, or a new one, with its arrays."""
-    leaves = reached.arrays
+def _traced(
+    key: Hashable,
+    build: _Build,
+    leaves: list[Any],
+    now: list[Hashable],
+    arguments: tuple[Any, ...],
+) -> Hoisted:
+    """The program remembered for a key and what it may read now, or a new one, with its arrays."""
     found = _memory.get(key)
     if found is not None:
         program, references, before = found
         hidden = [reference() for reference in references]
-        if before == reached.state and all(array is not None for array in hidden):
+        if before == now and all(array is not None for array in hidden):
             _memory.move_to_end(key)
             return Hoisted(program, (hidden, leaves))
 
@@ -154,7 +167,7 @@ def _traced(key: Hashable, build: _Build, reached: _Reached, arguments: tuple[An
         program = Program(closed.jaxpr, shapes, answer)
     hidden = list(closed.consts)
     if not any(isinstance(array, jax.core.Tracer) for array in hidden):
-        _memory[key] = program, [_reference(array) for array in hidden], reached.state
+        _memory[key] = program, [_reference(array) for array in hidden], now
         if len(_memory) > _REMEMBERED:
             _memory.popitem(last=False)
     return Hoisted(program, (hidden, leaves))
@@ -219,10 +232,10 @@ def _inside(thing: Any, reached: _Reached, above: tuple[int, ...]) -> tuple[Hash
         children, structure = jax.tree.flatten(thing)
         hash(structure)
     except (TypeError, ValueError):
-        reached.state.append(state(thing, {}))
+        reached.things.append((thing, {}))
         return Same(thing), lambda _: thing
     if jax.tree_util.treedef_is_leaf(structure):
-        reached.state.append(state(thing, {}))
+        reached.things.append((thing, {}))
         return value_key(thing), lambda _: thing
     pairs = [_apart(child, reached, above) for child in children]
 
@@ -257,7 +270,8 @@ def _function_apart(
         return again
 
     values = global_values(function)
-    reached.state.extend(state(value, function.__globals__) for value in values)
+    reached.things.extend((value, function.__globals__) for value in values)
+    reached.names.update(names_of(function.__code__))
     return (function.__code__, tuple(value_key(value) for value in values), key), rebuild
 
 

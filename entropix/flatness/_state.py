@@ -1,6 +1,7 @@
 """What a trace may read beside arrays: compared by identity, and by what can be set in it."""
 
 import functools
+import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterable
@@ -10,6 +11,8 @@ import jax
 import numpy as np
 
 JIT = type(jax.jit(lambda: None))
+# What Python calls by itself when an object is called, or something is taken from it.
+_CALLED = ("__call__", "__getattr__", "__getitem__")
 
 
 class Same:
@@ -32,10 +35,16 @@ class Same:
         return thing is not None and thing is other._get()
 
 
-def global_names(code: types.CodeType) -> list[str]:
-    """The global names that a function and the functions inside it may read."""
+def names_of(code: types.CodeType) -> frozenset[str]:
+    """The global names and attributes that a function and the functions inside it may read."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return sorted({*code.co_names}.union(*(global_names(one) for one in inner)))
+    return frozenset(code.co_names).union(*(names_of(one) for one in inner))
+
+
+def global_values(function: types.FunctionType) -> list[Any]:
+    """The values of the global names that a function and the functions inside it may read."""
+    names = sorted(names_of(function.__code__))
+    return [function.__globals__[name] for name in names if name in function.__globals__]
 
 
 def value_key(thing: Any) -> Hashable:
@@ -51,50 +60,72 @@ def value_key(thing: Any) -> Hashable:
     return type(thing), thing, repr(thing) if isinstance(thing, float) else ""
 
 
-def state(thing: Any, namespace: dict[str, Any], seen: set[int] | None = None) -> Hashable:
+def state(
+    thing: Any, namespace: dict[str, Any], names: frozenset[str], seen: set[int] | None = None
+) -> Hashable:
     """What a trace may read of a thing that can change while the thing stays the same one.
 
-    The items of containers, unless these are told apart by identity, the attributes of objects,
-    and, of functions that share a namespace, their code and all that it reaches in turn. Arrays
-    are compared by identity.
+    The items of containers, unless these are told apart by identity, the attributes of objects
+    that some code at hand names, and, of functions that share a namespace, their code and all that
+    it reaches in turn. Arrays are compared by identity.
 
     Args:
       thing: what a function reaches.
       namespace: the global names of that function; functions of other modules are not looked into.
+      names: those that occur in its code.
       seen: the identities of things that are part of the answer already.
 
     Returns:
       A key, equal for a thing that has not changed.
     """
     seen = set() if seen is None else seen
-    parts = None if id(thing) in seen else _parts(thing, namespace)
-    if parts is None:
+    found = None if id(thing) in seen else _parts(thing, namespace, names)
+    if found is None:
         return Same(thing) if isinstance(thing, jax.Array) else value_key(thing)
     seen.add(id(thing))
-    return type(thing), tuple(state(part, namespace, seen) for part in parts)
+    parts, names = found
+    return type(thing), tuple(state(part, namespace, names, seen) for part in parts)
 
 
-def _parts(thing: Any, namespace: dict[str, Any]) -> Iterable[Any] | None:
-    """The things that a thing is made of; None of one that is whole."""
+def _parts(
+    thing: Any, namespace: dict[str, Any], names: frozenset[str]
+) -> tuple[Iterable[Any], frozenset[str]] | None:
+    """The things that a thing is made of, and the names of the code at hand; None of a whole."""
     if isinstance(thing, (types.ModuleType, type, jax.Array, np.ndarray)):
         return None
     is_identity = getattr(type(thing), "__hash__", None) is object.__hash__
     if is_identity and isinstance(thing, (dict, list, set)):
         return None
     if isinstance(thing, dict):
-        return [part for item in thing.items() for part in item]
+        return [part for item in thing.items() for part in item], names
     if isinstance(thing, (list, tuple, set, frozenset)):
-        return thing
+        return thing, names
     if isinstance(thing, functools.partial):
-        return thing.func, thing.args, thing.keywords
+        return (thing.func, thing.args, thing.keywords), names
     if isinstance(thing, types.MethodType):
-        return thing.__func__, thing.__self__
+        return (thing.__func__, thing.__self__), names
     if isinstance(thing, JIT):
-        return [getattr(thing, "__wrapped__", None)]
+        return [getattr(thing, "__wrapped__", None)], names
     if isinstance(thing, types.FunctionType):
-        return _reached(thing) if thing.__globals__ is namespace else None
+        if thing.__globals__ is not namespace:
+            return None
+        return _reached(thing), names | names_of(thing.__code__)
     is_whole = not isinstance(value_key(thing), Same)
-    return None if is_whole or not hasattr(thing, "__dict__") else [vars(thing)]
+    if is_whole or not hasattr(thing, "__dict__"):
+        return None
+    names |= _names_of_methods(type(thing), names)
+    return [value for name, value in vars(thing).items() if name in names], names
+
+
+def _names_of_methods(kind: type, names: frozenset[str]) -> frozenset[str]:
+    """The names in those methods and properties of a class that code with these names may use."""
+    found: frozenset[str] = frozenset()
+    for name in (*names, *_CALLED):
+        method = inspect.getattr_static(kind, name, None)
+        method = getattr(method, "fget", method)
+        if isinstance(method, types.FunctionType):
+            found |= names_of(method.__code__)
+    return found
 
 
 def _reached(function: types.FunctionType) -> list[Any]:
@@ -107,9 +138,3 @@ def _reached(function: types.FunctionType) -> list[Any]:
         *cells,
         *global_values(function),
     ]
-
-
-def global_values(function: types.FunctionType) -> list[Any]:
-    """The values of the global names that a function and the functions inside it may read."""
-    names = global_names(function.__code__)
-    return [function.__globals__[name] for name in names if name in function.__globals__]

@@ -5,6 +5,7 @@ import functools
 import gc
 import subprocess
 import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -144,14 +145,45 @@ def in_the_loss_itself(settings):
     return settings, lambda scale: setattr(settings, "scale", scale)
 
 
+class Trainer:
+    """A loss that is a method, beside much that no loss reads."""
+
+    def __init__(self, settings, traces):
+        self.settings, self.traces, self.steps, self.chain = settings, traces, 0, None
+        for _ in range(2000):
+            self.chain = types.SimpleNamespace(next=self.chain)
+
+    @property
+    def factor(self):
+        return self.settings.scale
+
+    def loss(self, w, x):
+        self.traces.append(w)
+        return self.factor * jnp.mean(jnp.matmul(x, w) ** 2)
+
+
+def in_what_a_method_reads(settings):
+    return Trainer(settings, Traces()).loss, lambda scale: setattr(settings, "scale", scale)
+
+
 @pytest.mark.parametrize(
-    "make", [in_a_helper, in_a_dictionary, in_an_attribute, in_the_loss_itself]
+    "make",
+    [in_a_helper, in_a_dictionary, in_an_attribute, in_the_loss_itself, in_what_a_method_reads],
 )
 def test_what_a_loss_reads_is_seen_to_change_wherever_it_is(make):
     loss, change = make(Settings())
     before = hessian(loss, W, X) @ W
     change(2.0)
     np.testing.assert_allclose(hessian(loss, W, X) @ W, 2 * before, rtol=1e-6)
+
+
+def test_what_a_loss_does_not_read_may_change():
+    traces = Traces()
+    trainer = Trainer(Settings(), traces)
+    hessian(trainer.loss, W, X)
+    trainer.steps += 1
+    hessian(trainer.loss, W, X)
+    assert len(traces) == 1
 
 
 SCALES = np.arange(1.0, 6.0, dtype=np.float32)
