@@ -63,11 +63,14 @@ def share_beyond(sizes: NDArray[Any], nodes: NDArray[Any], weights: NDArray[Any]
 def band(
     axes: Axes, x: NDArray[Any], numbers: NDArray[Any], name: str, style: dict[str, Any]
 ) -> None:
-    """Mean over seeds (the last axis) and a band of one standard error."""
+    """Mean over seeds (the last axis) and a band of one standard error; of one point a bar."""
     mean = numbers.mean(-1)
-    axes.plot(x, mean, label=name, **style)
+    # A line through one point is not to be seen.
+    axes.plot(x, mean, label=name, marker="o" if len(x) == 1 else None, **style)
     if numbers.shape[-1] > 1:
         error = standard_error(numbers)
+        if len(x) == 1:
+            axes.errorbar(x, mean, error, fmt="none", ecolor=style["color"])
         axes.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
 
 

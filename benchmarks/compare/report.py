@@ -73,7 +73,7 @@ def result_table(found: Results) -> pd.DataFrame:
             **(losses if judge is ERROR else {}),
             f"train {judge.column}": average(judge.train, judge.scale, judge.digits),
             **(train_losses if judge is ERROR else {}),
-            "local energy": average("local_energy", judge.scale, 2),
+            "local energy": average("local_energy", judge.scale, judge.digits),
             "top eigenvalue": average("top_eigenvalue", 1, 2),
             "trace": average("trace", 1, 1),
             "seconds": [f"{record['train_seconds']:.1f}" for record in records.values()],
@@ -85,8 +85,9 @@ def difference_table(found: Results) -> pd.DataFrame:
     """The paired differences to SGD of every quantity."""
     summary = summarize(found)
     quantities = dict(QUANTITIES)
-    if yardstick(found) is not ERROR:
-        quantities["local_energy"] = ("local energy (nats)", 1, 2)
+    judge = yardstick(found)
+    if judge is not ERROR:
+        quantities["local_energy"] = ("local energy (nats)", 1, judge.digits)
     columns = {
         title: differences(summary, name, scale, digits)
         for name, (title, scale, digits) in quantities.items()

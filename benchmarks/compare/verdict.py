@@ -29,11 +29,12 @@ def verdict(found: Results) -> list[str]:
     if len(others) > 1:
         against += f" As the best of {len(errors)} by this very {judge.name} it looks a little"
         against += " better than it is: the interval does not allow for the choice."
+    unit = judge.difference.split()[0]
     return [
         first,
         against,
         f"Width against {rival}: local energy "
-        f"{compared(judge.scale * change['local_energy'], judge.difference.split()[0])}; "
+        f"{compared(judge.scale * change['local_energy'], unit, judge.digits)}; "
         f"top eigenvalue of the Hessian "
         f"{compared(change['top_eigenvalue'], '')}. {wider(change)}",
     ]

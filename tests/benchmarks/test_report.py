@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.common import plots, run_folder, terminal
 from benchmarks.common.report import is_numeric, markdown_table, to_html
+from benchmarks.compare import plots as pictures
 from benchmarks.compare import report, results
 from benchmarks.compare.verdict import verdict
 
@@ -17,7 +18,8 @@ from benchmarks.compare.verdict import verdict
 def record(shift, seeds=3):
     spread = [shift + 0.01 * seed for seed in range(seeds)]
     curve = [
-        {"gradients": 60 * at, "seconds": at, "test_error": spread, "train_loss": spread}
+        {"gradients": 60 * at, "seconds": at}
+        | dict.fromkeys(("test_error", "test_loss", "train_loss"), spread)
         for at in (1, 2, 3)
     ]
     names = ("train_error", "train_loss", "test_error", "test_loss")
@@ -109,7 +111,7 @@ def test_a_text_is_judged_by_its_loss(found):
     best, against, width = verdict(found)
     assert best == "Lowest loss: adam, 0.210 nats."
     assert "Against sgd: -0.890 nats (95%" in against
-    assert "local energy +0.10 nats (" in width
+    assert "local energy +0.100 nats (" in width
     table = report.result_table(found)
     assert list(table["loss nats"]) == ["1.100 ± 0.058", "0.210 ± 0.006"]
     assert table["minus SGD"][1].startswith("-0.890 ± ")
@@ -150,6 +152,27 @@ def test_report_is_whole_and_self_contained(found, tmp_path):
     assert "11.00 ± 0.58" in text
     assert "+10.00 ± 0.00" in text
     assert found["command"] in text
+
+
+@pytest.mark.slow
+def test_the_report_of_a_text_speaks_of_texts(found, tmp_path):
+    found["data"] |= {"is_text": True, "predictions": 64, "judged_on": "validation text"}
+    report.write(tmp_path, found)
+    text = (tmp_path / "report.md").read_text()
+    first_screen = text.split("## Results")[0]
+    assert "| loss nats |" in first_screen
+    assert not re.search("error|image|points", first_screen)
+    assert "nothing was tried on a text" in text
+    assert "1 probe vector per seed" in text
+
+
+def test_a_curve_of_one_point_is_seen(found):
+    for one in found["methods"].values():
+        del one["curve"][1:]
+    for axes in pictures.learning_curves(found).axes:
+        assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+        # The bars of one standard error.
+        assert len(axes.containers) == 2
 
 
 def test_one_seed_and_no_baseline(found, tmp_path):
