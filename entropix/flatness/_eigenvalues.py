@@ -223,7 +223,11 @@ def _search(
 
     def has_converged(space: _Space) -> jax.Array:
         values, _, residuals = ritz(space)
-        return jnp.all(residuals[:k] <= reachable * jnp.max(jnp.abs(values)))
+        largest = jnp.max(jnp.abs(values))
+        # Beside a larger end of the other sign the residual of any number near zero is small from
+        # the start: whether it is the end that is wanted, only a full space tells.
+        is_seen = (space.filled == size) | (space.kept > 0) | (jnp.abs(values[0]) == largest)
+        return is_seen & jnp.all(residuals[:k] <= reachable * largest)
 
     def restart(space: _Space) -> tuple[_Space, jax.Array]:
         """The best Ritz vectors in place of the basis, the wanted ones first; and their values."""

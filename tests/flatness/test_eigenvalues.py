@@ -121,6 +121,20 @@ def test_stops_as_soon_as_the_tolerance_is_reached(x64):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "sign"), [("largest", 1), ("smallest", -1)])
+def test_a_larger_end_of_the_other_sign_is_not_in_the_way(which, sign):
+    """Residuals are small beside 85 before anything is known of the end at 10."""
+    spectrum = np.random.default_rng(0).normal(size=20_000) * 1e-3
+    spectrum[:21] = *np.linspace(1, 10, 20), -85
+    diagonal = jnp.asarray(sign * spectrum, jnp.float32)
+    a = Operator.from_matvec(lambda v: diagonal * v, jnp.zeros(len(diagonal)))
+    found = jnp.stack(
+        [eigenvalues(a, seed, k=1, tol=1e-2, which=which).eigenvalues[0] for seed in range(6)]
+    )
+    np.testing.assert_allclose(found, sign * 10, rtol=0.1)
+
+
 def test_float32_reaches_what_rounding_allows():
     a = matrix(SPECTRA["outliers"]).astype(jnp.float32)
     found = eigenvalues(operator(a), 0, k=2, tol=0.0)
