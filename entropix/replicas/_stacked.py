@@ -265,7 +265,8 @@ def _with_shared_counters(node: Any) -> Any:
             raise ValueError(
                 "init must not make an optax.apply_if_finite around a coupling, which replicas "
                 f"that skip different updates would meet at different times, got {couplings} in "
-                "its state; use optax.chain(couple_replicas(...), optax.apply_if_finite(...))"
+                "its state; use optax.chain(couple_replicas(...), optax.apply_if_finite(...)), or "
+                "diloco(optax.apply_if_finite(...), ...)"
             )
         return node
     is_counter = node.ndim == 1 and jnp.issubdtype(node.dtype, jnp.integer)

@@ -169,7 +169,7 @@ def diloco(
             outer_step=jnp.zeros([], jnp.int32),
             anchor=anchor,
             pending=jax.tree.map(jnp.zeros_like, anchor) if delay else None,
-            residual=exchange.init(params),
+            residual=exchange.init(params, accumulator_dtype),
             inner_state=inner.init(params),
             outer_state=outer.init(anchor),
         )

@@ -104,14 +104,19 @@ class Exchange:
     replicas: ReplicaAxes
     compression: Compression | None = None
 
-    def init(self, params: Any) -> Any:
-        """What the senders here keep of what rounding took away: zeros, or None."""
+    def init(self, params: Any, dtype: Any = None) -> Any:
+        """What the senders here keep of what rounding took away: zeros, or None.
+
+        Args:
+          params: the parameters.
+          dtype: of what is to travel; None is that of the parameters.
+        """
         if self.compression is None or not self.compression.error_feedback:
             return None
         return jax.tree.map(
             lambda x: jnp.zeros_like(
                 self.replicas.zeros_like_mean(x) if self.replicas.names else x,
-                dtype=_wide(x.dtype),
+                dtype=_wide(x.dtype if dtype is None else dtype),
             ),
             params,
         )

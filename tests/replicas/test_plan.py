@@ -367,6 +367,12 @@ def test_a_coupling_that_replicas_would_skip_alone_is_refused(devices):
     tx = FINITE["around"](plan.axis_name)
     with pytest.raises(ValueError, match=r"apply_if_finite .* got \['CoupleReplicasState'\]"):
         start(tx, 4)
+    tx = optax.apply_if_finite(
+        entropix.diloco(optax.sgd(0.1), inner_steps=2, axis_name=plan.axis_name), 5
+    )
+    with pytest.raises(ValueError, match=r"'DiLoCoState'.* diloco\(optax\.apply_if_finite\("):
+        start(tx, 4)
+    tx = FINITE["around"](plan.axis_name)
     params = as_tree(STARTS[:4])
     counters = tx.init(jax.tree.map(lambda x: x[0], params))
     stacked = jax.vmap(tx.init)(params)

@@ -336,6 +336,28 @@ def test_bfloat16_replicas_share_float32_weights():
     assert float(state.anchor[0, 0]) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("params", "shared", "lost"),
+    [
+        (jnp.float32, jnp.float64, jnp.float64),
+        (jnp.float64, jnp.float32, jnp.float32),
+        (jnp.bfloat16, None, jnp.float32),
+    ],
+)
+def test_what_rounding_takes_away_has_the_type_that_travels(params, shared, lost, x64):
+    tx = entropix.diloco(
+        optax.sgd(0.1),
+        inner_steps=2,
+        accumulator_dtype=shared,
+        compression=Compression("int8"),
+        axis=0,
+    )
+    x = jnp.ones((2, 3), params)
+    state = tx.init(x)
+    _, after = jax.eval_shape(tx.update, x, state, x)
+    assert state.residual.dtype == after.residual.dtype == lost
+
+
 MANY = {f"layers_{i}": {"w": (6, 8), "b": (8,)} for i in range(8)}
 WEIGHTS = 8 * 56
 
