@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix.committee import _nodes
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import IMPOSSIBLE, Stop, adapted, external
+from entropix.committee._fixed_point import IMPOSSIBLE, Stop, adapted, external, unless_opposed
 from entropix.committee._messages import (
     Normal,
     Problem,
@@ -36,8 +36,9 @@ class ApproximateMessagePassing(NamedTuple):
       entropy: as of `Beliefs`. # shape=()
       steps: iterations made. # shape=(), dtype=int32
       residual: largest change of a mean in the last iteration, divided by 1 - damping. # shape=()
-      converged: whether the residual is within the tolerance and no pattern is all but surely wrong
-        for the signs that binary weights are frozen to. # shape=(), dtype=bool
+      converged: whether the residual is within the tolerance, no two patterns contradict each other
+        and none is all but surely wrong for the signs that binary weights are frozen to.
+        # shape=(), dtype=bool
     """
 
     mean: Float[Array, "*batch K n"]
@@ -151,7 +152,8 @@ def approximate_message_passing(
     if field is None:
         field = jnp.zeros(model.shape, dtype)
     check_weights("field", model, field)
-    return _approximate_message_passing(problem, jnp.asarray(field, dtype), stop, model=model)
+    found = _approximate_message_passing(problem, jnp.asarray(field, dtype), stop, model=model)
+    return unless_opposed(found, model, problem)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -10,7 +10,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
+from entropix.committee._fixed_point import (
+    Stop,
+    external,
+    free_entropy,
+    iterate,
+    start,
+    unless_opposed,
+)
 from entropix.committee._messages import Node, Problem, moments, no_messages
 from entropix.committee._model import Committee, check_weights
 
@@ -26,13 +33,16 @@ class Beliefs(NamedTuple):
         weights the average of :math:`e^{h \cdot W}` over the sphere instead of the sum.
         # shape=()
       entropy: ``free_entropy`` less h times the mean: without a field the log of the number of
-        solutions, or of the share of the sphere that they fill. # shape=()
+        solutions, or of the share of the sphere that they fill. Of binary weights below 0 where
+        less than one solution is expected. # shape=()
       steps: sweeps made. # shape=(), dtype=int32
       residual: largest change of a mean in the last sweep, divided by 1 - damping. # shape=()
       converged: whether the residual is within the tolerance and nothing is contradicted; where
         not, the rest is what the last sweep left. # shape=(), dtype=bool
-      contradicted: whether binary weights are frozen to signs with which some pattern is all but
-        surely wrong. Nothing is counted then, and the entropies are nan. # shape=(), dtype=bool
+      contradicted: whether two patterns contradict each other, equal ones with opposite labels for
+        instance, or binary weights are frozen to signs with which some pattern is all but surely
+        wrong. Nothing is counted then, and the entropies are nan. That a problem has no solution
+        for any other reason is not known: the messages may then settle. # shape=(), dtype=bool
       messages: natural parameters of what each pattern says of each weight, to start from again:
         fields, or for spherical weights precisions and fields. # shape=(M, K, n)
     """
@@ -132,10 +142,11 @@ def belief_propagation(
     check_weights("field", model, field)
     if init is not None:
         _check_messages(model, problem.labels.shape[0], init, dtype)
-    return _belief_propagation(
+    found = _belief_propagation(
         problem, jnp.asarray(field, dtype), init, stop,
         model=model, node=node, batch_size=batch_size,
     )  # fmt: skip
+    return unless_opposed(found, model, problem)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "node", "batch_size"))

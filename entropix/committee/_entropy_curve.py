@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix._checks import check_number, holds
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
+from entropix.committee._fixed_point import (
+    Stop,
+    external,
+    free_entropy,
+    iterate,
+    start,
+    unless_opposed,
+)
 from entropix.committee._messages import Node, Problem, no_messages
 from entropix.committee._model import Committee, check_signs, check_weights
 
@@ -121,7 +128,7 @@ def local_entropy_curve(
     check_number("strengths", strengths, at_least=0)
     if np.ndim(strengths) != 1:
         raise ValueError(f"strengths must have shape (G,), got {np.shape(strengths)}")
-    return _local_entropy_curve(
+    curve = _local_entropy_curve(
         problem,
         jnp.asarray(weights, dtype),
         jnp.asarray(strengths, dtype),
@@ -130,6 +137,7 @@ def local_entropy_curve(
         node=node,
         batch_size=batch_size,
     )
+    return unless_opposed(curve, model, problem)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "node", "batch_size"))
@@ -185,6 +193,7 @@ def check_reference(model: Committee, weights: Any) -> None:
 
 def _geometry(model: Committee, overlap: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Distance at an overlap, and the entropy of all weights there."""
+    overlap = jnp.clip(overlap, -1, 1)
     if model.weights == "spherical":
         distance = 1 - overlap**2
         return distance, jnp.log(distance) / 2

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Real, Shaped
 
 from entropix._checks import check_integer, check_number
 from entropix._keys import check_key, fresh_key
+from entropix.committee._arguments import dtype_of
 from entropix.committee._model import Committee, check_finite
 
 Distribution = Literal["signs", "normal"]
@@ -212,7 +213,10 @@ def two_classes(
         chosen.append(jax.random.choice(draw_key, members, (per_class,), replace=False))
     order = jax.random.permutation(order_key, 2 * per_class)
     patterns = jnp.asarray(patterns)
-    labels = jnp.repeat(jnp.array([1, -1], patterns.dtype), per_class)
+    # Neither booleans nor unsigned integers know -1.
+    is_signed = jnp.issubdtype(patterns.dtype, jnp.signedinteger)
+    dtype = patterns.dtype if is_signed else dtype_of(patterns)
+    labels = jnp.repeat(jnp.array([1, -1], dtype), per_class)
     return Examples(patterns[jnp.concatenate(chosen)[order]], labels[order])
 
 

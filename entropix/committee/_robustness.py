@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Real
 
 from entropix._checks import check_integer, check_number, holds
 from entropix._keys import check_key, fresh_key
+from entropix.committee._arguments import dtype_of
 from entropix.committee._model import Committee, check_examples, check_weights
 
 
@@ -82,7 +83,7 @@ def noise_robustness(
     check_weights("weights", model, weights)
     check_key(key)
     check_integer("num_samples", num_samples, at_least=2)
-    weights = jnp.asarray(weights)
+    weights = jnp.asarray(weights, dtype_of(weights))
     rates = rates if isinstance(rates, jax.Array) else np.asarray(rates, float)
     check_number("rates", rates, at_least=0, at_most=0.5)
     if np.ndim(rates) != 1:

@@ -9,11 +9,16 @@ import pytest
 from scipy.special import log_ndtr, logsumexp
 from scipy.stats import multivariate_normal
 
-from entropix.committee import Committee, belief_propagation, random_patterns
+from entropix.committee import (
+    Committee,
+    approximate_message_passing,
+    belief_propagation,
+    random_patterns,
+)
 from entropix.committee._bp import _belief_propagation
-from entropix.committee._fixed_point import Stop
+from entropix.committee._fixed_point import Stop, has_opposed
 from entropix.committee._messages import Problem
-from tests.committee.exhaustive import counted
+from tests.committee.exhaustive import counted, solutions
 
 PERCEPTRON = Committee(21)
 TREE = Committee(21, 3)
@@ -314,3 +319,40 @@ def test_messages_are_written_over_the_old_ones(model, node):
     messages = 4 * count * model.num_weights * (2 if model.weights == "spherical" else 1)
     assert memory.output_size_in_bytes < 1.1 * messages
     assert memory.temp_size_in_bytes < 0.3 * messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        Committee(3),
+        Committee(3, 3),
+        Committee(3, 3, "full"),
+        Committee(3, 3, output="parity"),
+        Committee(4, 4, output="parity"),
+        Committee(3, 2, "full", output="parity"),
+    ],
+    ids=str,
+)
+def test_two_patterns_contradict_each_other_where_no_weights_solve_both(model):
+    every = list(itertools.product([-1.0, 1.0], repeat=model.num_inputs))
+    patterns = np.array(list(itertools.product(every, every)), np.float32)
+    tell = jax.jit(jax.vmap(lambda x, y: has_opposed(model, Problem(x, y)), in_axes=(0, None)))
+    for labels in [(1.0, 1.0), (1.0, -1.0)]:
+        expected = [len(solutions(model, pair, labels)) == 0 for pair in patterns]
+        np.testing.assert_array_equal(tell(patterns, jnp.array(labels)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "model"), [(belief_propagation, PERCEPTRON), (approximate_message_passing, SPHERE)]
+)
+def test_contradicting_patterns_are_not_counted(count, model):
+    patterns, labels = random_patterns(model, load(model, 5), 0)
+    again = jnp.concatenate([patterns, patterns[1:2]])
+    assert bool(count(model, again, jnp.append(labels, labels[1])).converged)
+    opposed = count(model, again, jnp.append(labels, -labels[1]))
+    assert not bool(opposed.converged)
+    if count is belief_propagation:
+        assert bool(opposed.contradicted)
+        assert np.isnan(opposed.entropy)

@@ -99,6 +99,18 @@ def test_measures_the_volume_around_a_wide_solution(model, strengths, tolerance,
 
 
 @pytest.mark.slow
+def test_no_distance_is_below_zero():
+    """The overlap is 1 up to rounding, on either side."""
+    model = Committee(15)
+    for seed in range(6):
+        reference = model.random_weights(seed)
+        patterns = reference * jnp.ones((1, model.num_inputs))
+        curve = local_entropy_curve(model, reference, patterns, jnp.ones(1), jnp.array([1e3, 30.0]))
+        assert np.all(np.asarray(curve.distance) >= 0)
+        assert np.all(np.isfinite(curve.relative_entropy))
+
+
+@pytest.mark.slow
 def test_the_references_norm_does_not_matter_for_spherical_weights():
     model = Committee(45, 3, weights="spherical")
     examples, teacher = teacher_student(model, 0.3, 1)

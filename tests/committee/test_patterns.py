@@ -72,6 +72,14 @@ def test_two_classes_are_balanced_and_drawn_without_replacement():
     assert not np.all(np.diff(np.asarray(examples.labels)) <= 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_classes_of_patterns_without_a_sign_have_labels_of_both_signs(dtype):
+    patterns = np.array([[0, 1], [1, 0], [1, 1], [0, 0]], dtype)
+    examples = two_classes(patterns, np.array([3, 3, 4, 4]), (3, 4), 2, 0)
+    assert sorted(np.asarray(examples.labels).tolist()) == [-1, -1, 1, 1]
+
+
 def test_shuffling_keeps_biases_and_destroys_correlations():
     rng = np.random.default_rng(0)
     common = rng.normal(size=(2000, 1))

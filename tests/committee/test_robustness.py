@@ -42,6 +42,16 @@ def test_inputs_that_hardly_vary_are_hardly_flipped():
     assert float(found.mean[0]) == pytest.approx(0.21, abs=0.02)
 
 
+@pytest.mark.slow
+def test_numbers_of_an_integer_type_are_what_they_are():
+    model = Committee(15)
+    (patterns, labels), teacher = teacher_student(model, 2.0, 0)
+    rates = jnp.array([0.0, 0.1, 0.5])
+    expected = noise_robustness(model, teacher, patterns, labels, rates, 1)
+    short = [array.astype(jnp.int8) for array in (teacher, patterns, labels)]
+    np.testing.assert_array_equal(noise_robustness(model, *short, rates, 1).mean, expected.mean)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
