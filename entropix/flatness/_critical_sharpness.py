@@ -72,7 +72,7 @@ def critical_step(
     *,
     noise: Float[Array, ""] | float,
     tolerance: float,
-    max_passes: int,
+    max_passes: int | Int[Array, ""],
 ) -> Bracket:
     r"""Brackets the smallest s > 0 at which the loss along a line is back where it was.
 
@@ -179,7 +179,7 @@ def critical_sharpness(
       batch_size: examples evaluated at once. Default all n.
 
     Returns:
-      A `CriticalSharpness`.
+      A `CriticalSharpness`; not a number where the loss is none at the parameters.
 
     Raises:
       TypeError: a parameter is not a float array, or an argument is not a number.
@@ -237,7 +237,8 @@ def _critical_sharpness(
         jnp.ones((), dtype),
         noise=resolution(base).astype(dtype),
         tolerance=tolerance,
-        max_passes=max_passes - 1,
+        # Where the loss is nan at the parameters themselves there is nothing to look for.
+        max_passes=jnp.where(jnp.isfinite(base), max_passes - 1, 0),
     )
     rate = jnp.asarray(learning_rate, dtype)
     critical = bracket.root() * rate

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from entropix._checks import check_integer
+from entropix._checks import check_integer, check_number
 from entropix.flatness._estimate import (
     Bounded,
     Estimate,
@@ -78,7 +78,14 @@ class Spectrum(NamedTuple):
 
         Returns:
           The density with its error bar, each of shape (G,).
+
+        Raises:
+          TypeError: ``width`` is not a number.
+          ValueError: ``width`` is not above 0, or ``grid`` has not one axis.
         """
+        check_number("width", width, above=0)
+        if jnp.ndim(grid) != 1:
+            raise ValueError(f"grid must have shape (G,), got {jnp.shape(grid)}")
         distance = (jnp.asarray(grid)[:, None, None] - self.nodes[None]) / width
         kernel = jnp.exp(-(distance**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
         return mean_over_probes(jnp.sum(self.weights[None] * kernel, axis=-1), axis=1)

@@ -97,6 +97,15 @@ def test_of_a_network_the_loss_is_back_at_its_start(x64):
         np.testing.assert_allclose(curvature, d @ hessian @ d / (d @ d), rtol=1e-9)
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_is_looked_at_once():
+    found = critical_sharpness(
+        lambda w, x: jnp.mean(x * w**2), jnp.ones(1), -jnp.ones(1), jnp.array([1.0, jnp.nan])
+    )
+    assert np.isnan(found.sharpness)
+    assert int(found.num_passes) == 1
+
+
 def test_updates_that_only_raise_or_never_raise_the_loss():
     up = critical_sharpness(quartic, ONE, ONE, ONE)
     assert float(up.sharpness) == np.inf

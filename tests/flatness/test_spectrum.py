@@ -148,3 +148,13 @@ def test_one_probe_has_no_error_bar():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         operator_spectrum(lambda v: v, jnp.ones(4), **{"key": 0} | arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grid", "width", "message"), [([0.0, 1.0], 0.0, "width .*got 0.0"), (0.5, 0.1, r"grid .*\(\)")]
+)
+def test_a_density_of_no_width_is_refused(grid, width, message):
+    found = spectrum(Operator.from_matvec(lambda v: 2 * v, jnp.ones(3)), 0)
+    with pytest.raises(ValueError, match=message):
+        found.density(jnp.array(grid), width)
