@@ -12,7 +12,12 @@ from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_integer, check_number
 from entropix.flatness._chunks import mean_over_chunks
 from entropix.flatness._precision import resolution, widened
-from entropix.flatness._problem import Chunked, check_inputs, checked_loss
+from entropix.flatness._problem import (
+    Chunked,
+    check_inputs,
+    checked_loss,
+    forward_derivatives,
+)
 from entropix.flatness._slices import check_like
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -278,7 +283,7 @@ def directional_curvature(
       The curvature, a scalar; not a number where the direction is 0.
 
     Raises:
-      TypeError: a parameter is not a float array.
+      TypeError: a parameter is not a float array, or the loss has no forward derivatives.
       ValueError: a parameter is not finite, ``direction`` is not like ``params``, ``data`` is
         empty or uneven, or the loss is not scalar.
 
@@ -296,7 +301,8 @@ def directional_curvature(
     check_like("direction", direction, params)
     center = widened(loss, params, data)
     traced = checked_loss(loss, center, data, batch_size)
-    return _directional_curvature(traced, center, direction, data, batch_size)
+    with forward_derivatives("hessian with product='reverse_over_reverse' does without"):
+        return _directional_curvature(traced, center, direction, data, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=4)

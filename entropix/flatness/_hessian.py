@@ -22,6 +22,7 @@ from entropix.flatness._problem import (
     checked_loss,
     chunk_shapes,
     chunked,
+    forward_derivatives,
     split_params,
 )
 from entropix.flatness._programs import hoist, primitives
@@ -280,7 +281,8 @@ def gauss_newton(
       An `Operator` on pytrees like ``params``.
 
     Raises:
-      TypeError: a parameter is not a float array, or ``batch_size`` is not an integer.
+      TypeError: a parameter is not a float array, ``batch_size`` is not an integer, or the outputs
+        have no forward derivatives.
       ValueError: a parameter is not finite, ``data`` is empty or uneven, the loss is not scalar,
         ``batch_size`` is below 1, or the mask does not fit.
 
@@ -304,7 +306,8 @@ def gauss_newton(
     check_scalar(measure.full.program.answer)
     point, space = split_params(params, mask)
     way = _GaussNewtonProduct(_chunk(data, batch_size), remat)
-    matvec = _matvec(way, (predict, measure), point, data, linear=True)
+    with forward_derivatives("jax.custom_jvp gives it one, or take hessian's other products"):
+        matvec = _matvec(way, (predict, measure), point, data, linear=True)
     return Operator(matvec, space, max(predict.rounding, measure.rounding, space.rounding))
 
 

@@ -1,7 +1,8 @@
 """A loss at a point, checked and taken apart, before any estimator works on it."""
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,24 @@ def check_scalar(answer: Any) -> None:
     is_scalar = isinstance(answer, jax.ShapeDtypeStruct) and answer.shape == ()
     if not is_scalar or not jnp.issubdtype(answer.dtype, jnp.floating):
         raise ValueError(f"loss(params, batch) must be a floating-point scalar, got {answer}")
+
+
+@contextlib.contextmanager
+def forward_derivatives(cure: str) -> Iterator[None]:
+    """Names the cure where a custom gradient has no rule for forward differentiation.
+
+    Raises:
+      TypeError: it has none.
+    """
+    try:
+        yield
+    except (TypeError, NotImplementedError) as error:
+        if "custom" not in str(error):
+            raise
+        raise TypeError(
+            f"forward derivatives are needed here, for which a custom gradient has no rule; {cure} "
+            f"({error})"
+        ) from error
 
 
 class Point(NamedTuple):

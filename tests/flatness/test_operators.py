@@ -19,6 +19,7 @@ from entropix.flatness import (
     Operator,
     dense,
     diagonal,
+    directional_curvature,
     eigenvalues,
     gauss_newton,
     gradient_covariance,
@@ -310,6 +311,22 @@ def test_without_a_jvp_rule_the_error_names_the_cure_and_the_cure_works():
     for product in ("reverse_over_reverse", "finite_difference"):
         found = hessian(kernel_loss, W, X, product=product) @ W
         np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (lambda: directional_curvature(kernel_loss, W, W, X), "reverse_over_reverse"),
+        (
+            lambda: gauss_newton(lambda w, x: kernel(x @ w), lambda z, x: jnp.mean(z**2), W, X),
+            "custom_jvp",
+        ),
+    ],
+)
+def test_what_needs_forward_derivatives_says_so(make, cure):
+    with pytest.raises(TypeError, match=f"custom gradient has no rule.*{cure}"):
+        make()
 
 
 def sum_loss(w, x):
