@@ -17,9 +17,11 @@ from entropix.flatness._lanczos import tridiagonalize
 from entropix.flatness._operator import Operator
 from entropix.flatness._problem import (
     Point,
+    check_forward_rule,
     check_inputs,
     check_scalar,
     examples,
+    forward_derivatives,
     split_params,
 )
 from entropix.flatness._programs import Hoisted, hoist
@@ -183,7 +185,8 @@ def gradient_covariance(
       An `Operator` on pytrees like ``params``.
 
     Raises:
-      TypeError: an argument or a parameter is of the wrong type.
+      TypeError: an argument or a parameter is of the wrong type, or a custom gradient in the loss
+        has no rule for forward differentiation.
       ValueError: an argument is out of its range, ``loss`` is not a scalar, ``data`` is empty or
         its leaves differ in length, ``params`` is not finite, or the mask does not fit.
 
@@ -199,8 +202,14 @@ def gradient_covariance(
       to limit cycles for deep networks <https://arxiv.org/abs/1710.11029>`_, ICLR 2018.
     """
     problem, space = _problem(loss, params, data, batch_size, mask)
-    gradient = _mean_gradient(problem, batch_size)
+    return _covariance(problem, space, _mean_gradient(problem, batch_size), batch_size)
+
+
+def _covariance(problem: _Problem, space: Space, gradient: Any, batch_size: int | None) -> Operator:
+    """The operator of a problem whose mean gradient is known."""
     matvec = jax.tree_util.Partial(_Covariance(batch_size), problem, gradient)
+    with forward_derivatives("jax.custom_jvp gives it one"):
+        check_forward_rule(matvec, problem.point.chosen)
     return Operator(matvec, space, max(problem.loss.program.rounding, space.rounding))
 
 
@@ -314,12 +323,8 @@ def _gradient_noise(
         return jax.vmap(of_one)(batch) - flat[None, :]
 
     if num_steps is not None:
-        matvec = jax.tree_util.Partial(_Covariance(batch_size), problem, gradient)
-        eigenvalues, residual_norms = _ritz_values(
-            Operator(matvec, space, max(problem.loss.program.rounding, space.rounding)),
-            key,
-            num_steps,
-        )
+        operator = _covariance(problem, space, gradient, batch_size)
+        eigenvalues, residual_norms = _ritz_values(operator, key, num_steps)
         trace = mean_over_chunks(
             lambda batch: jnp.mean(jnp.sum(centered(batch) ** 2, 1)), problem.data, batch_size
         )

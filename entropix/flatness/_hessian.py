@@ -17,6 +17,7 @@ from entropix.flatness._operator import Operator
 from entropix.flatness._problem import (
     Chunked,
     Point,
+    check_forward_rule,
     check_inputs,
     check_scalar,
     checked_loss,
@@ -25,7 +26,7 @@ from entropix.flatness._problem import (
     forward_derivatives,
     split_params,
 )
-from entropix.flatness._programs import hoist, primitives
+from entropix.flatness._programs import hoist
 
 Product = Literal["forward_over_reverse", "reverse_over_reverse", "finite_difference"]
 _PRODUCTS = ("forward_over_reverse", "reverse_over_reverse", "finite_difference")
@@ -354,8 +355,5 @@ def _matvec(
         matvec = _factor(way, functions, point, data)
     else:
         matvec = jax.tree_util.Partial(way, functions, point, data)
-    # Traced here, for its errors to come before any work.
-    jaxpr = jax.make_jaxpr(matvec)(point.chosen).jaxpr
-    if "custom_lin" in primitives(jaxpr):
-        raise TypeError("a custom gradient has no rule for forward differentiation")
+    check_forward_rule(matvec, point.chosen)
     return matvec

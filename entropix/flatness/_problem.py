@@ -12,7 +12,7 @@ from entropix._canary import warn_if_backend_is_faulty
 from entropix._checks import check_float_leaves, check_integer, holds
 from entropix._masks import Mask, full_mask
 from entropix.flatness._chunks import num_examples
-from entropix.flatness._programs import Hoisted, hoist
+from entropix.flatness._programs import Hoisted, hoist, primitives
 from entropix.flatness._space import Space, space_of
 
 _SPLIT = (
@@ -79,6 +79,16 @@ def forward_derivatives(cure: str) -> Iterator[None]:
             f"forward derivatives are needed here, for which a custom gradient has no rule; {cure} "
             f"({error})"
         ) from error
+
+
+def check_forward_rule(matvec: Callable[[Any], Any], vector: Any) -> None:
+    """Traces a product, for its errors to come before any work.
+
+    Raises:
+      TypeError: a custom gradient in it has no rule for forward differentiation.
+    """
+    if "custom_lin" in primitives(jax.make_jaxpr(matvec)(vector).jaxpr):
+        raise TypeError("a custom gradient has no rule for forward differentiation")
 
 
 class Point(NamedTuple):
@@ -184,7 +194,8 @@ def checked_loss(
         raise ValueError(
             "loss(params, batch) must be a function of its arguments alone, and this one changes "
             "its model's state, as batch normalization and dropout do in training mode: put the "
-            f"model in evaluation mode first, model.eval() ({error})"
+            "model in evaluation mode first, model.eval(), and the parameters into it by "
+            f"nnx.merge, which makes another one, not by nnx.update ({error})"
         ) from error
     check_scalar(traced.full.program.answer)
     if batch_size is not None and batch_size < num_examples(data):

@@ -318,6 +318,8 @@ def test_without_a_jvp_rule_the_error_names_the_cure_and_the_cure_works():
     ("make", "cure"),
     [
         (lambda: directional_curvature(kernel_loss, W, W, X), "reverse_over_reverse"),
+        (lambda: gradient_covariance(kernel_loss, W, X), "custom_jvp"),
+        (lambda: gradient_noise(kernel_loss, W, X, num_steps=2), "custom_jvp"),
         (
             lambda: gauss_newton(lambda w, x: kernel(x @ w), lambda z, x: jnp.mean(z**2), W, X),
             "custom_jvp",
