@@ -184,7 +184,7 @@ def critical_sharpness(
       batch_size: examples evaluated at once. Default all n.
 
     Returns:
-      A `CriticalSharpness`; not a number where the loss is none at the parameters.
+      A `CriticalSharpness`, of NaN where the loss at the parameters is not finite.
 
     Raises:
       TypeError: a parameter is not a float array, or an argument is not a number.

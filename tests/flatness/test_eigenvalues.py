@@ -121,7 +121,6 @@ def test_stops_as_soon_as_the_tolerance_is_reached(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(("which", "sign"), [("largest", 1), ("smallest", -1)])
 def test_a_larger_end_of_the_other_sign_is_not_in_the_way(which, sign):
     """Residuals are small beside 85 before anything is known of the end at 10."""
@@ -135,6 +134,7 @@ def test_a_larger_end_of_the_other_sign_is_not_in_the_way(which, sign):
     np.testing.assert_allclose(found, sign * 10, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_float32_reaches_what_rounding_allows():
     a = matrix(SPECTRA["outliers"]).astype(jnp.float32)
     found = eigenvalues(operator(a), 0, k=2, tol=0.0)
