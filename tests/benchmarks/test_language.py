@@ -236,7 +236,7 @@ def test_every_method_of_a_comparison_trains_on_a_text(name):
         replicas=3 if method.replicated else 1, weights=method.weights,
         smooth=method.smooth and method.smooth(values),
     )  # fmt: skip
-    state = jax.eval_shape(trainer._init, trainer._seeds)
+    state = jax.eval_shape(trainer._init, jax.eval_shape(trainer._starts))
     places = jax.eval_shape(lambda: jnp.asarray(trainer._places(0, 1)))
     data = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, trainer._data))
     after = jax.eval_shape(trainer._many_steps, state, places, jnp.int32(1), data)
