@@ -65,8 +65,10 @@ def band(
 ) -> None:
     """Mean over seeds (the last axis) and a band of one standard error; of one point a bar."""
     mean = numbers.mean(-1)
-    # A line through one point is not to be seen.
-    axes.plot(x, mean, label=name, marker="o" if len(x) == 1 else None, **style)
+    if len(x) == 1:
+        # A line through one point is not to be seen.
+        style = style | {"marker": "o"}
+    axes.plot(x, mean, label=name, **style)
     if numbers.shape[-1] > 1:
         error = standard_error(numbers)
         if len(x) == 1:
