@@ -1,8 +1,8 @@
 """Checks of what a caller hands in, made when a factory is called.
 
 A hyper-parameter may be a tracer (under ``optax.inject_hyperparams`` or inside ``jit``): only
-numbers whose value is known are checked. Each error names the argument, its
-value and what is accepted.
+numbers whose value is known are checked. Each error names the argument, its value and what is
+accepted.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix.committee import _nodes
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import IMPOSSIBLE, Stop, adapted, external, unless_opposed
+from entropix.committee._contradiction import unless_opposed
+from entropix.committee._fixed_point import IMPOSSIBLE, Stop, adapted, external
 from entropix.committee._messages import (
     Normal,
     Problem,

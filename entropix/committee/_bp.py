@@ -10,14 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import (
-    Stop,
-    external,
-    free_entropy,
-    iterate,
-    start,
-    unless_opposed,
-)
+from entropix.committee._contradiction import unless_opposed
+from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, moments, no_messages
 from entropix.committee._model import Committee, check_weights
 

@@ -11,14 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from entropix._checks import check_number, holds
 from entropix.committee._arguments import message_passing, stop_when
-from entropix.committee._fixed_point import (
-    Stop,
-    external,
-    free_entropy,
-    iterate,
-    start,
-    unless_opposed,
-)
+from entropix.committee._contradiction import unless_opposed
+from entropix.committee._fixed_point import Stop, external, free_entropy, iterate, start
 from entropix.committee._messages import Node, Problem, no_messages
 from entropix.committee._model import Committee, check_signs, check_weights
 

@@ -16,7 +16,8 @@ from entropix.committee import (
     random_patterns,
 )
 from entropix.committee._bp import _belief_propagation
-from entropix.committee._fixed_point import Stop, has_opposed
+from entropix.committee._contradiction import has_opposed
+from entropix.committee._fixed_point import Stop
 from entropix.committee._messages import Problem
 from tests.committee.exhaustive import counted, solutions
 
