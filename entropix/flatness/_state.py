@@ -130,11 +130,18 @@ def _names_of_methods(kind: type, names: frozenset[str]) -> frozenset[str]:
 
 def _reached(function: types.FunctionType) -> list[Any]:
     """A function's code, and the things that it reaches."""
-    cells = [getattr(cell, "cell_contents", None) for cell in function.__closure__ or ()]
     return [
         function.__code__,
         function.__defaults__,
         function.__kwdefaults__,
-        *cells,
+        *map(_contents, function.__closure__ or ()),
         *global_values(function),
     ]
+
+
+def _contents(cell: types.CellType) -> Any:
+    """What a closure's variable holds; None before it is set."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

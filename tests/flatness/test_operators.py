@@ -178,6 +178,23 @@ def test_what_a_loss_reads_is_seen_to_change_wherever_it_is(make):
     np.testing.assert_allclose(hessian(loss, W, X) @ W, 2 * before, rtol=1e-6)
 
 
+def helper_of_a_name_that_is_not_set_yet():
+    def helper(w):
+        return later(w) if w is None else w
+
+    if helper is None:
+        later = helper
+    return helper
+
+
+helper_with_an_empty_cell = helper_of_a_name_that_is_not_set_yet()
+
+
+def test_a_helper_may_close_over_a_name_that_is_not_set_yet():
+    h = hessian(lambda w, x: problems.quadratic(helper_with_an_empty_cell(w), x), W, X)
+    np.testing.assert_allclose(h @ W, hessian(problems.quadratic, W, X) @ W, rtol=1e-6)
+
+
 def test_what_a_loss_does_not_read_may_change():
     traces = Traces()
     trainer = Trainer(Settings(), traces)
